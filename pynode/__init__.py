@@ -1,0 +1,68 @@
+"""Neural differential equations for PyTorch: solve, differentiate, cross-check."""
+
+from pynode import nn
+from pynode.algorithms import (
+    BS3,
+    DP5,
+    DP8,
+    RK4,
+    RK38,
+    SSPRK33,
+    AdaptiveHeun,
+    Algorithm,
+    Euler,
+    Fehlberg2,
+    Heun,
+    Midpoint,
+    Ralston,
+    Tsit5,
+    Vern7,
+    Vern9,
+)
+from pynode.controllers import IController, PIController, PIDController
+from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.saveat import SaveAt
+from pynode.sensealg import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.solution import Counts, ReturnCode, Solution, Stats
+from pynode.solve import solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BS3",
+    "DP5",
+    "DP8",
+    "RK4",
+    "RK38",
+    "SSPRK33",
+    "AdaptiveHeun",
+    "Algorithm",
+    "BacksolveAdjoint",
+    "CheckpointedAdjoint",
+    "Counts",
+    "DirectAdjoint",
+    "Euler",
+    "Fehlberg2",
+    "FieldError",
+    "GradientError",
+    "Heun",
+    "IController",
+    "InputError",
+    "Midpoint",
+    "PIController",
+    "PIDController",
+    "PynodeError",
+    "Ralston",
+    "ReturnCode",
+    "SaveAt",
+    "SensitivityAlgorithm",
+    "Solution",
+    "SolveError",
+    "Stats",
+    "Tsit5",
+    "UnsupportedError",
+    "Vern7",
+    "Vern9",
+    "nn",
+    "solve",
+]

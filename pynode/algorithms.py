@@ -1,0 +1,201 @@
+"""Integration algorithms: names and options only, no arithmetic.
+
+An algorithm is an immutable object; the backends know how to run it. Names are those of OrdinaryDiffEq.jl;
+the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_from_name`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pynode.errors import InputError, explain
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Base class of all algorithms. ``name`` is the SciML name."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the step size follows an error estimate."""
+        return True
+
+
+@dataclass(frozen=True)
+class FixedStep(Algorithm):
+    """An algorithm that carries its own steps.
+
+    Parameters
+    ----------
+    dt : float, optional
+        Step size (> 0; the direction follows ``t``). The last step is shortened to end at the final time.
+    steps : int, optional
+        Number of equal steps over the whole time span.
+
+    mesh : callable, optional
+        ``mesh(t) -> tensor`` of step boundaries, from ``t[0]`` to ``t[-1]`` in the direction of ``t``.
+    interpolation : "hermite" or "linear"
+        How save points inside a step are filled: cubic Hermite (one more evaluation where the method has no
+        derivative at the end of the step), or a straight line (torchdiffeq's default).
+    perturb : bool
+        Evaluate the field just inside every step, for fields that jump at the step boundaries.
+
+    With none of ``dt``, ``steps``, ``mesh``, one step is taken per interval of ``t``, as torchdiffeq's fixed solvers do.
+    """
+
+    dt: float | None = None
+    steps: int | None = None
+    mesh: Callable[[Any], Any] | None = None
+    interpolation: str = "hermite"
+    perturb: bool = False
+
+    def __post_init__(self) -> None:
+        given = [key for key in ("dt", "steps", "mesh") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise InputError(explain(f"{self.name} got {' and '.join(given)}", "at most one of them", "keep one"))
+        if self.interpolation not in ("hermite", "linear"):
+            raise InputError(
+                explain(
+                    f"{self.name}(interpolation={self.interpolation!r})", "'hermite' or 'linear'", "use one of them"
+                )
+            )
+        if self.dt is not None and not 0 < self.dt < float("inf"):
+            raise InputError(
+                explain(
+                    f"{self.name}(dt={self.dt})",
+                    "a positive finite step size",
+                    "give dt > 0; the direction is taken from t",
+                )
+            )
+        if self.steps is not None and (isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1):
+            raise InputError(explain(f"{self.name}(steps={self.steps})", "an integer >= 1", "give the number of steps"))
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Euler(FixedStep):
+    """Explicit Euler, order 1."""
+
+
+@dataclass(frozen=True)
+class Midpoint(FixedStep):
+    """Explicit midpoint rule, order 2."""
+
+
+@dataclass(frozen=True)
+class Heun(FixedStep):
+    """Explicit trapezoidal rule (Heun), order 2."""
+
+
+@dataclass(frozen=True)
+class Ralston(FixedStep):
+    """Ralston's second-order method with the least truncation error bound."""
+
+
+@dataclass(frozen=True)
+class RK4(FixedStep):
+    """The classical Runge-Kutta method, order 4."""
+
+
+@dataclass(frozen=True)
+class RK38(FixedStep):
+    """Kutta's 3/8 rule, order 4: what torchdiffeq calls ``rk4``."""
+
+
+@dataclass(frozen=True)
+class SSPRK33(FixedStep):
+    """Strong-stability-preserving method of Shu and Osher, three stages, order 3."""
+
+
+@dataclass(frozen=True)
+class BS3(Algorithm):
+    """Bogacki-Shampine 3(2), adaptive; torchdiffeq's ``bosh3``."""
+
+
+@dataclass(frozen=True)
+class DP5(Algorithm):
+    """Dormand-Prince 5(4), adaptive; torchdiffeq's ``dopri5``."""
+
+
+@dataclass(frozen=True)
+class Tsit5(Algorithm):
+    """Tsitouras 5(4), adaptive: the default."""
+
+
+@dataclass(frozen=True)
+class Vern7(Algorithm):
+    """Verner's efficient 7(6), adaptive: for tolerances of about 1e-8 and below in float64."""
+
+
+@dataclass(frozen=True)
+class Vern9(Algorithm):
+    """Verner's efficient 9(8), adaptive: for tolerances of about 1e-11 and below in float64."""
+
+
+@dataclass(frozen=True)
+class DP8(Algorithm):
+    """Dormand-Prince 8(5,3) of Hairer, Norsett and Wanner (DOP853), adaptive."""
+
+
+@dataclass(frozen=True)
+class Fehlberg2(Algorithm):
+    """Fehlberg's Runge-Kutta 1(2), adaptive; torchdiffeq's ``fehlberg2``."""
+
+
+@dataclass(frozen=True)
+class AdaptiveHeun(Algorithm):
+    """Heun's method with embedded Euler, 2(1), adaptive; torchdiffeq's ``adaptive_heun``."""
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    cls.__name__: cls
+    for cls in (
+        *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
+        *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
+    )
+}
+
+#: Names of other libraries that do not equal a class name in lower case.
+ALIASES: dict[str, str] = {
+    "dopri5": "DP5",
+    "dopri8": "DP8",
+    "bosh3": "BS3",
+    "adaptive_heun": "AdaptiveHeun",
+    "heun2": "Heun",
+    "rk3/8": "RK38",
+}
+
+
+def algorithm_from_name(name: str) -> Algorithm:
+    """The algorithm called ``name`` (case-insensitive class name or alias), with default options.
+
+    Raises
+    ------
+    InputError
+        For an unknown name; the message lists the nearest known ones.
+    """
+    table = {key.lower(): cls for key, cls in ALGORITHMS.items()}
+    table.update({alias: ALGORITHMS[key] for alias, key in ALIASES.items()})
+    found = table.get(name.lower())
+    if found is not None:
+        return found()
+    near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.4)
+    names = [table[key].__name__ for key in near] or sorted(ALGORITHMS)
+    hint = "did you mean " if near else "known algorithms are "
+    raise InputError(
+        explain(
+            f"unknown algorithm {name!r}",
+            f"one of {', '.join(sorted(ALGORITHMS))} or the aliases {', '.join(ALIASES)}",
+            hint + ", ".join(dict.fromkeys(names)),
+        )
+    )

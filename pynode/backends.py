@@ -1,0 +1,130 @@
+"""What a backend is: something that solves, evaluates what it solved, and pulls a cotangent back."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from pynode.algorithms import Algorithm
+from pynode.controllers import PIDController
+from pynode.errors import InputError, explain
+from pynode.problem import ODEProblem
+from pynode.sensealg import SensitivityAlgorithm
+from pynode.solution import ReturnCode, Stats
+
+if TYPE_CHECKING:
+    from pynode.dependencies import Dependencies
+
+
+@dataclass(frozen=True)
+class Request:
+    """A validated solve, as every backend receives it.
+
+    ``times`` are the save times in float64 in the direction of integration, ``times_tensor`` the same connected to the
+    user's tensor. ``own_times`` tells that they were given apart from ``t`` (``SaveAt(ts=...)``); ``save_steps`` that
+    the ends of the steps are saved instead. ``differentiable`` tells that the result needs a gradient,
+    ``time_gradient`` that some time needs one.
+    """
+
+    problem: ODEProblem
+    algorithm: Algorithm
+    sensealg: SensitivityAlgorithm
+    dependencies: Dependencies | None
+    differentiable: bool
+    time_gradient: bool
+    rtol: float | Tensor
+    atol: float | Tensor
+    norm: Callable[[Any], Any] | None
+    controller: PIDController
+    max_steps: int
+    dt0: float | None
+    dtmin: float
+    dtmax: float
+    tstops: Sequence[float]
+    jumps: frozenset[float]
+    times: list[float]
+    times_tensor: Tensor
+    own_times: bool
+    save_steps: bool
+    dense: bool | None
+    observer: Any
+    stats: Stats
+
+
+class Record(Protocol):
+    """What a backend remembers of a solve."""
+
+    request: Request
+    retcode: ReturnCode
+    #: Time reached.
+    t: float
+    #: What went wrong, in a clause.
+    detail: str
+    #: States at the save times that were reached, (m, n).
+    values: Tensor
+    #: The times of ``values``.
+    saved: list[float]
+
+
+@dataclass
+class Gradients:
+    """Result of a pullback; None where there is no dependence.
+
+    ``y0`` (n,); ``mesh`` (2,) for the initial and final time of an adaptive solve or (N + 1,) for the boundaries of a
+    fixed one; ``times`` (m,); one entry per differentiable argument and per parameter.
+    """
+
+    y0: Tensor
+    mesh: Tensor | None
+    times: Tensor | None
+    arguments: list[Tensor | None]
+    parameters: list[Tensor | None]
+
+
+class Backend(Protocol):
+    """Who integrates."""
+
+    name: str
+
+    def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
+        """None, or a clause saying what is not supported."""
+
+    def solve(self, request: Request) -> Record:
+        """Integrate. Records only what the sensitivity algorithm and dense output need."""
+        ...
+
+    def evaluate(self, record: Any, times: list[float], times_tensor: Tensor | None, derivative: bool) -> Tensor:
+        """States (m, n), or their time derivatives, at any times within the span."""
+        ...
+
+    def pull_back(self, record: Any, times: list[float], cotangents: Tensor) -> Gradients:
+        """Gradients from cotangents (m, n) of the states at ``times``."""
+        ...
+
+    def mesh(self, record: Any, t: Tensor) -> Tensor:
+        """The step boundaries that depend on ``t``, as a differentiable function of it."""
+        ...
+
+
+#: Backends by name: the module that holds each one's ``BACKEND``, loaded on first use.
+_REGISTRY: dict[str, str] = {"torch": "pynode.native.backend"}
+
+
+def backend_from_name(name: str) -> Backend:
+    """The backend called ``name``.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if name not in _REGISTRY:
+        raise InputError(
+            explain(f"unknown backend {name!r}", f"one of {', '.join(map(repr, _REGISTRY))}", "use backend='torch'")
+        )
+    backend: Backend = importlib.import_module(_REGISTRY[name]).BACKEND
+    return backend

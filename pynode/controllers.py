@@ -1,0 +1,112 @@
+"""Step-size controllers: from a history of error ratios to the factor of the next step.
+
+With ``r_n`` the reciprocal of the scaled error norm of step ``n`` and ``k`` the order of the error estimate,
+
+    factor = safety * r_n^((p+i+d)/k) * r_(n-1)^(-(p+2d)/k) * r_(n-2)^(d/k),
+
+the digital filter of Soederlind (2003, "Digital filters in adaptive time-stepping") in the parametrisation diffrax
+uses. A controller is immutable; its history lives in the solve.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pynode.errors import InputError, explain
+
+#: Reciprocals of scaled errors of the last two accepted steps.
+History = tuple[float, float]
+
+START: History = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class PIDController:
+    """Proportional-integral-derivative control of the step size.
+
+    Parameters
+    ----------
+    pcoeff, icoeff, dcoeff : float
+        Coefficients; each is divided by the order of the algorithm's error estimate.
+    safety : float
+        Factor below one that makes the next step's acceptance likely.
+    factormin, factormax : float
+        Bounds of the factor between two steps.
+
+    Raises
+    ------
+    InputError
+        When the bounds do not satisfy ``0 < factormin < 1 <= factormax`` and ``0 < safety <= 1``.
+    """
+
+    pcoeff: float = 0.2
+    icoeff: float = 0.4
+    dcoeff: float = 0.0
+    safety: float = 0.9
+    factormin: float = 0.2
+    factormax: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.factormin < 1 <= self.factormax and 0 < self.safety <= 1):
+            raise InputError(
+                explain(
+                    f"{type(self).__name__}(safety={self.safety}, factormin={self.factormin}, "
+                    f"factormax={self.factormax})",
+                    "0 < safety <= 1 and 0 < factormin < 1 <= factormax",
+                    "use the defaults 0.9, 0.2 and 10",
+                )
+            )
+
+    def propose(self, ratio: float, order: int, history: History) -> tuple[bool, float, History]:
+        """Judge an attempted step.
+
+        Parameters
+        ----------
+        ratio : float
+            Norm of the error over its tolerance; the step is accepted when it is at most 1. NaN is a rejection.
+        order : int
+            Order ``k`` of the error estimate (error = O(h^k)).
+        history : History
+            Reciprocal ratios of the last two accepted steps, ``START`` at the beginning.
+
+        Returns
+        -------
+        accepted : bool
+        factor : float
+            The next step size over this one: within [1, factormax] after an acceptance at most one step old,
+            within [factormin, safety] after a rejection.
+        history : History
+        """
+        if not ratio <= 1.0:  # also NaN
+            if not math.isfinite(ratio):
+                return False, self.factormin, history
+            factor = self.safety * self._filter(1.0 / ratio, order, history)
+            return False, min(self.safety, max(self.factormin, factor)), history
+        reciprocal = 1.0 / ratio if ratio > 1e-10 else 1e10
+        factor = self.safety * self._filter(reciprocal, order, history)
+        # An accepted step never shrinks by more than the filter's noise asks: the floor of 1 of diffrax.
+        return True, min(self.factormax, max(1.0, factor)), (reciprocal, history[0])
+
+    def _filter(self, reciprocal: float, order: int, history: History) -> float:
+        p, i, d = self.pcoeff / order, self.icoeff / order, self.dcoeff / order
+        factor: float = reciprocal ** (p + i + d)
+        if p or d:
+            factor *= history[0] ** -(p + 2 * d) * history[1] ** d
+        return factor
+
+
+@dataclass(frozen=True)
+class PIController(PIDController):
+    """Proportional-integral control (Gustafsson 1991): for problems whose steps are limited by stability."""
+
+    pcoeff: float = 0.4
+    icoeff: float = 0.3
+
+
+@dataclass(frozen=True)
+class IController(PIDController):
+    """The elementary controller ``safety * ratio^(-1/k)``: the default, as in torchdiffeq and diffrax."""
+
+    pcoeff: float = 0.0
+    icoeff: float = 1.0

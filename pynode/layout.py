@@ -1,0 +1,232 @@
+"""How a state (a tensor, or a tree of them) lies in one flat real vector, and back.
+
+The solvers see one real 1-D tensor. Complex leaves are stored as (real, imaginary) pairs, so that every solver and
+every adjoint works on complex states without knowing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import FieldError, InputError, explain
+
+Tree = Any
+"""A tensor, or tuples, lists, named tuples and dictionaries of trees."""
+
+
+def leaves_of(tree: Tree, path: str = "y0") -> Iterator[tuple[str, Any]]:
+    """Yield ``(path, leaf)``, dictionaries in their own order."""
+    if isinstance(tree, dict):
+        for key, branch in tree.items():
+            yield from leaves_of(branch, f"{path}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for index, branch in enumerate(tree):
+            yield from leaves_of(branch, f"{path}[{index}]")
+    else:
+        yield path, tree
+
+
+def rebuild(template: Tree, leaves: Iterator[Any]) -> Tree:
+    """A tree shaped like ``template`` with the given leaves."""
+    if isinstance(template, dict):
+        pairs = [(key, rebuild(branch, leaves)) for key, branch in template.items()]
+        return type(template)(pairs) if type(template) is not dict else dict(pairs)
+    if isinstance(template, tuple | list):
+        branches = [rebuild(branch, leaves) for branch in template]
+        if hasattr(template, "_fields"):
+            return type(template)(*branches)
+        return type(template)(branches)
+    return next(leaves)
+
+
+def _branches(template: Tree, tree: Tree, path: str) -> Iterator[Any]:
+    """Leaves of ``tree`` in the order of ``template``; tuple and list are interchangeable."""
+    if isinstance(template, dict):
+        if not isinstance(tree, dict) or tree.keys() != template.keys():
+            came = f"a {type(tree).__name__}" + (f" with keys {list(tree)}" if isinstance(tree, dict) else "")
+            raise FieldError(
+                explain(
+                    f"f returned {came} at {path}", f"a dictionary with keys {list(template)}", "return the tree of y"
+                )
+            )
+        for key, branch in template.items():
+            yield from _branches(branch, tree[key], f"{path}[{key!r}]")
+    elif isinstance(template, tuple | list):
+        if not isinstance(tree, tuple | list) or len(tree) != len(template):
+            came = f"a {type(tree).__name__}" + (f" of length {len(tree)}" if isinstance(tree, tuple | list) else "")
+            raise FieldError(
+                explain(f"f returned {came} at {path}", f"a sequence of length {len(template)}", "return the tree of y")
+            )
+        for index, branch in enumerate(template):
+            yield from _branches(branch, tree[index], f"{path}[{index}]")
+    else:
+        yield tree
+
+
+class Layout:
+    """The correspondence of a tree of tensors and a flat real vector.
+
+    Parameters
+    ----------
+    tree : tensor or tree of tensors
+        Leaves of any shape, all of one real precision (float32 with complex64, float64 with complex128) and device.
+
+    Attributes
+    ----------
+    dtype : torch.dtype
+        Real dtype of the flat vector.
+    size : int
+        Its length.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        found = list(leaves_of(tree))
+        if not found:
+            raise InputError(explain(f"y0 = {tree!r} holds no tensor", "at least one tensor", "give the initial state"))
+        for path, leaf in found:
+            _check_state(path, leaf)
+        leaves = [leaf for _, leaf in found]
+        self.paths = [path for path, _ in found]
+        self.shapes = [leaf.shape for leaf in leaves]
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        self.device = leaves[0].device
+        self.dtype = leaves[0].dtype.to_real()
+        for path, leaf in found[1:]:
+            if leaf.device != self.device or leaf.dtype.to_real() != self.dtype:
+                raise InputError(
+                    explain(
+                        f"{path} is {leaf.dtype} on {leaf.device} but {self.paths[0]} is {leaves[0].dtype} "
+                        f"on {self.device}",
+                        "one device and one precision for the whole state",
+                        "convert the leaves with .to()",
+                    )
+                )
+        self.sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in leaves]
+        self.size = sum(self.sizes)
+        if self.size == 0:
+            raise InputError(explain("y0 has no element", "at least one element", "give a non-empty state"))
+        self.is_tensor = isinstance(tree, Tensor)
+        self.is_real = not any(dtype.is_complex for dtype in self.dtypes)
+        self.template: Tree = rebuild(tree, iter(range(len(leaves))))
+
+    def pack(self, tree: Tree) -> Tensor:
+        """The flat vector of a tree of this layout (differentiable; a view where possible)."""
+        flat = [_real(leaf).reshape(-1) for leaf in _branches(self.template, tree, "y")]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+    def unpack(self, flat: Tensor) -> Tree:
+        """The tree of views into ``flat``, whose leading dimensions are kept (differentiable)."""
+        lead = flat.shape[:-1]
+        if self.is_tensor:
+            return _shaped(flat, lead, self.shapes[0], self.dtypes[0])
+        parts = flat.split(self.sizes, dim=-1)
+        return rebuild(
+            self.template,
+            iter([_shaped(p, lead, s, d) for p, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]),
+        )
+
+    def pack_derivative(self, derivative: Tree) -> Tensor:
+        """Flat vector of what the field returned, after checking that it has the state's form.
+
+        Raises
+        ------
+        FieldError
+            If it is not a tree of tensors of the state's shapes, dtypes and device.
+        """
+        if self.is_tensor and self.is_real:
+            self.check_leaf(0, derivative)
+            flat: Tensor = derivative.reshape(-1)
+            return flat
+        flats = []
+        for index, leaf in enumerate(_branches(self.template, derivative, "y")):
+            self.check_leaf(index, leaf)
+            flats.append(_real(leaf).reshape(-1))
+        return flats[0] if len(flats) == 1 else torch.cat(flats)
+
+    def writer(self) -> Callable[[Tree, Tensor], None]:
+        """A function that checks a derivative and copies it into a row of a buffer."""
+        if self.is_tensor and self.is_real:
+            shape, dtype, device = self.shapes[0], self.dtypes[0], self.device
+
+            def write(derivative: Tree, row: Tensor) -> None:
+                # The three comparisons stand here, not behind a call, because this runs at every evaluation.
+                if (
+                    type(derivative) is not Tensor
+                    or derivative.shape != shape
+                    or derivative.dtype is not dtype
+                    or derivative.device != device
+                ):
+                    self.check_leaf(0, derivative)
+                row.copy_(derivative)
+
+            return write
+
+        def write_tree(derivative: Tree, row: Tensor) -> None:
+            row.copy_(self.pack_derivative(derivative))
+
+        return write_tree
+
+    def row_view(self, row: Tensor) -> Tensor:
+        """The view of a flat buffer row that :meth:`writer`'s function fills."""
+        return row.view(self.shapes[0]) if self.is_tensor and self.is_real else row
+
+    def check_leaf(self, index: int, leaf: Any) -> None:
+        """Raise FieldError unless ``leaf`` can be the derivative of leaf ``index`` of the state."""
+        shape, dtype = self.shapes[index], self.dtypes[index]
+        where = "" if self.is_tensor else f" for {self.paths[index].replace('y0', 'y', 1)}"
+        if not isinstance(leaf, Tensor):
+            remedy = "add the return statement" if leaf is None else "return a tensor"
+            raise FieldError(explain(f"f returned {type(leaf).__name__}{where}", "a tensor like y", remedy))
+        if leaf.shape != shape:
+            raise FieldError(
+                explain(
+                    f"f returned shape {tuple(leaf.shape)}{where}",
+                    f"the shape of y, {tuple(shape)}",
+                    "return one derivative per element of the state",
+                )
+            )
+        if leaf.dtype != dtype:
+            raise FieldError(
+                explain(
+                    f"f returned dtype {leaf.dtype}{where}",
+                    f"the dtype of y, {dtype}",
+                    "convert the model or the initial state with .to(dtype); t has the real dtype of y already",
+                )
+            )
+        if leaf.device != self.device:
+            raise FieldError(
+                explain(f"f returned a tensor on {leaf.device}{where}", f"y's device {self.device}", "move the model")
+            )
+
+
+def _check_state(path: str, leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        raise InputError(
+            explain(
+                f"{path} is a {type(leaf).__name__}",
+                "a tensor, or a tuple, list or dictionary of tensors",
+                "wrap numbers and arrays in torch.as_tensor(...)",
+            )
+        )
+    if leaf.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        raise InputError(
+            explain(
+                f"{path} has dtype {leaf.dtype}",
+                "float32, float64, complex64 or complex128",
+                f"use {path}.float() or .double(); solve in one of these even under autocast",
+            )
+        )
+
+
+def _real(leaf: Tensor) -> Tensor:
+    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+
+
+def _shaped(flat: Tensor, lead: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    if dtype.is_complex:
+        return torch.view_as_complex(flat.reshape(*lead, *shape, 2))
+    return flat.reshape(lead + shape) if lead else flat.view(shape)

@@ -1,0 +1,1 @@
+"""Sensitivity algorithms of the torch backend, one a file."""

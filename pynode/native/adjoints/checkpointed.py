@@ -1,0 +1,129 @@
+"""The discrete adjoint of the accepted steps: each step is replayed from its stored state and pulled back alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pynode.backends import Gradients
+
+if TYPE_CHECKING:
+    from pynode.native.backend import NativeRecord
+
+
+class Accumulator:
+    """Sums gradients that may be absent."""
+
+    def __init__(self, count: int) -> None:
+        self.sums: list[Tensor | None] = [None] * count
+
+    def add(self, gradients: tuple[Tensor | None, ...] | list[Tensor | None]) -> None:
+        """Add one gradient (or None) to each sum."""
+        into: list[Tensor] = []
+        new: list[Tensor] = []
+        for index, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            total = self.sums[index]
+            if total is None:
+                # What autograd returns may be expanded or shared.
+                self.sums[index] = gradient.clone()
+            else:
+                into.append(total)
+                new.append(gradient)
+        if into:
+            torch._foreach_add_(into, new)
+
+
+def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> Gradients:
+    """Gradients of ``sum_i <cotangents_i, y(times_i)>``, exact for the steps that were taken.
+
+    Parameters
+    ----------
+    record : NativeRecord
+    times : list of float
+        Within the span, in any order.
+    cotangents : Tensor (m, n)
+    """
+    request, trajectory = record.request, record.trajectory
+    problem, dependencies = request.problem, request.dependencies
+    assert dependencies is not None
+    counts = request.stats.backward
+    field = problem.field(counts)
+    arguments = [x.detach().requires_grad_() for x in dependencies.arguments]
+    replay = record.stepper(field)
+    taped = record.taped_stepper(field.with_args(problem.arguments.replaced(arguments)))
+    inputs = [*arguments, *dependencies.parameters]
+    sums = Accumulator(len(inputs))
+
+    # Save times without a cotangent (a loss on some of the states) cost nothing.
+    wanted = cotangents.any(dim=1).tolist()
+    at_step: dict[int, list[int]] = {}
+    adjoint: Tensor | None = None
+    initial: list[int] = []
+    for index, t in enumerate(times):
+        if not wanted[index]:
+            continue
+        if t == trajectory.mesh[0]:
+            initial.append(index)
+        else:
+            at_step.setdefault(trajectory.step_at(t), []).append(index)
+
+    time_gradients = request.time_gradient
+    mesh_gradient = torch.zeros(len(trajectory.mesh), dtype=torch.float64) if time_gradients else None
+    times_gradient = torch.zeros(len(times), dtype=torch.float64) if time_gradients else None
+
+    for n, state in trajectory.backward(replay):
+        here = at_step.get(n, [])
+        if adjoint is None and not here:
+            continue
+        t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
+        plain = [i for i in here if times[i] == t1 and record.is_boundary(times, n + 1)]
+        inner = [i for i in here if i not in plain]
+        for i in plain:
+            adjoint = cotangents[i] if adjoint is None else adjoint + cotangents[i]
+        before = counts.nfe
+        with torch.enable_grad():
+            y = state.detach().requires_grad_()
+            if time_gradients:
+                start, end, points = (
+                    torch.tensor(x, dtype=torch.float64).requires_grad_() for x in (t, t1, [times[i] for i in inner])
+                )
+                own = [y, start, end, points]
+                h = end - start
+                thetas = [(x - start) / h for x in points]
+            else:
+                start, h, own = t, t1 - t, [y]
+                thetas = [(times[i] - t) / h for i in inner]
+            taped.begin(start, y, jump=trajectory.jump_after(n))
+            y1 = taped.attempt(start, h, y, trajectory.jump_before(n))
+            outputs, seeds = ([y1], [adjoint]) if adjoint is not None else ([], [])
+            if inner:
+                outputs.append(taped.interpolate(thetas))
+                seeds.append(cotangents[inner])
+        dependencies.check_reached(taped.derivative(), [*own, *arguments])
+        gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
+        counts.nvjp += counts.nfe - before
+        counts.accepted += 1
+        adjoint = gradients[0]
+        if mesh_gradient is not None and times_gradient is not None:
+            for total, index, gradient in zip(
+                (mesh_gradient, mesh_gradient, times_gradient), (n, n + 1, inner), gradients[1:4], strict=True
+            ):
+                if gradient is not None:
+                    total[index] += gradient
+        sums.add(gradients[len(own) :])
+
+    for i in initial:
+        adjoint = cotangents[i] if adjoint is None else adjoint + cotangents[i]
+    if adjoint is None:
+        adjoint = torch.zeros_like(cotangents[0])
+    return Gradients(
+        y0=adjoint,
+        mesh=None if mesh_gradient is None else record.free_boundaries(mesh_gradient),
+        times=times_gradient,
+        arguments=sums.sums[: len(arguments)],
+        parameters=sums.sums[len(arguments) :],
+    )

@@ -1,0 +1,252 @@
+"""The torch backend: solve, evaluate, pull back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.algorithms import Algorithm, FixedStep
+from pynode.backends import Gradients, Request
+from pynode.errors import UnsupportedError, explain
+from pynode.native.adjoints import backsolve, checkpointed
+from pynode.native.error_norm import ErrorNorm
+from pynode.native.loop import Stepping, integrate_adaptive, integrate_fixed
+from pynode.native.meshes import mesh_of
+from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
+from pynode.native.stepper import Stepper
+from pynode.native.tableaus import TABLEAUS, Tableau
+from pynode.native.trajectory import SaveRecorder, Trajectory
+from pynode.problem import Field
+from pynode.sensealg import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.solution import ReturnCode
+
+_PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, list[float], Tensor], Gradients]] = {
+    CheckpointedAdjoint: checkpointed.pull_back,
+    BacksolveAdjoint: backsolve.pull_back,
+}
+
+
+class NativeRecord:
+    """A native solve: its request, how it ended, its trajectory and its saved values."""
+
+    def __init__(self, request: Request, trajectory: Trajectory) -> None:
+        self.request = request
+        self.trajectory = trajectory
+        self.retcode = ReturnCode.Success
+        self.t = trajectory.mesh[0]
+        self.detail = ""
+        self.values = torch.empty(0)
+        self.saved: list[float] = []
+
+    @property
+    def taped(self) -> bool:
+        """Whether the solve stands on torch's tape."""
+        return self.request.differentiable and isinstance(self.request.sensealg, DirectAdjoint)
+
+    def stepper(self, field: Field, algorithm: Algorithm | None = None) -> Stepper:
+        """A stepper that records nothing."""
+        return RungeKutta(_tableau(algorithm or self.request.algorithm), field)
+
+    def taped_stepper(self, field: Field) -> Stepper:
+        """A stepper autograd can record."""
+        return TapedRungeKutta(_tableau(self.request.algorithm), field)
+
+    def is_boundary(self, times: list[float], n: int) -> bool:
+        """Whether a save time that equals boundary ``n`` is that boundary, also for its gradient."""
+        if not self.request.time_gradient:
+            return True
+        own = self.request.own_times or times is not self.request.times
+        return not own and (not self.request.algorithm.adaptive or n == self.trajectory.steps)
+
+    def free_boundaries(self, gradient: Tensor) -> Tensor:
+        """The part of a gradient of all boundaries that belongs to those which depend on ``t``: the ends of an
+        adaptive solve (its inner steps are frozen), every boundary of a fixed one."""
+        return gradient[[0, -1]] if self.request.algorithm.adaptive else gradient
+
+    def anchors(self, times: list[float]) -> Tensor:
+        """States (m, n) at ``times``."""
+        if times is self.request.times or times is self.saved:
+            return self.values
+        return evaluate(self, times, False)
+
+    def backward_mesh(self, algorithm: Algorithm, t: float, t1: float) -> list[float]:
+        """Boundaries for a fixed-step solve back from ``t`` to ``t1``."""
+        assert isinstance(algorithm, FixedStep)
+        if algorithm.dt is None:
+            forward = self.trajectory.mesh
+            inner = [x for x in forward if min(t, t1) < x < max(t, t1)]
+            # The forward solve's boundaries, where it was a fixed one; else a subdivision of this interval alone.
+            if not self.request.algorithm.adaptive:
+                return [t, *sorted(inner, reverse=t1 < t), t1]
+        ends = torch.tensor([t, t1], dtype=torch.float64)
+        boundaries: list[float] = mesh_of(dataclasses.replace(algorithm, mesh=None), ends).tolist()
+        return boundaries
+
+
+def _tableau(algorithm: Algorithm) -> Tableau:
+    tableau = TABLEAUS[algorithm.name]
+    if isinstance(algorithm, FixedStep) and algorithm.interpolation == "linear":
+        return dataclasses.replace(
+            tableau, dense_c=(), dense_a=(), dense_b=tuple((weight,) for weight in tableau.b), dense_order=1
+        )
+    return tableau
+
+
+class NativeBackend:
+    """Solvers written in torch: the default."""
+
+    name = "torch"
+
+    def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
+        if algorithm.name not in TABLEAUS:
+            return f"the algorithm {algorithm.name}"
+        if not isinstance(sensealg, DirectAdjoint | CheckpointedAdjoint | BacksolveAdjoint):
+            return f"the sensitivity algorithm {sensealg.name}"
+        return None
+
+    def solve(self, request: Request) -> NativeRecord:
+        problem, sensealg = request.problem, request.sensealg
+        mesh = None if request.algorithm.adaptive else self._mesh(request, problem.t)
+        t, t_end = problem.times[0], problem.times[-1]
+        ahead = math.copysign(math.inf, t_end - t)
+        limit = sensealg.checkpoints if request.differentiable and isinstance(sensealg, CheckpointedAdjoint) else None
+        flat_memory = request.differentiable and isinstance(sensealg, BacksolveAdjoint)
+        keep = request.dense if request.dense is not None else not flat_memory
+        if request.differentiable and isinstance(sensealg, CheckpointedAdjoint):
+            keep = True
+        perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
+        trajectory = Trajectory(t, ahead, keep, limit, request.jumps, perturb)
+        record = NativeRecord(request, trajectory)
+        taped = record.taped
+        clock = None
+        tensor = None
+        if taped and request.time_gradient:
+            clock, tensor = self._clock(request, mesh), request.times_tensor
+        with torch.set_grad_enabled(taped):
+            y0 = problem.y0 if taped else problem.y0.detach()
+            field = problem.field(request.stats.forward)
+            if taped:
+                field = _CountedPullbacks(field, request)
+            make = record.taped_stepper if taped else record.stepper
+            stepper = make(field)
+            recorder = SaveRecorder(request.times, y0, trajectory, request.save_steps, clock, tensor, request.own_times)
+            derivative = None if taped or request.dependencies is None else request.dependencies.derivative
+            common = {"derivative": derivative, "observer": request.observer, "clock": clock}
+            if mesh is not None:
+                outcome = integrate_fixed(
+                    stepper,
+                    y0,
+                    mesh.tolist(),
+                    recorder,
+                    request.stats.forward,
+                    max_steps=request.max_steps,
+                    perturb=perturb,
+                    jumps=request.jumps,
+                    **common,
+                )
+            else:
+                outcome = integrate_adaptive(
+                    stepper, y0, t, t_end, recorder, request.stats.forward, self._stepping(request), **common
+                )
+            record.values = recorder.values() if recorder.saved else y0.new_empty(0, y0.numel())
+        record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
+        record.saved = recorder.saved
+        return record
+
+    def evaluate(
+        self, record: NativeRecord, times: list[float], times_tensor: Tensor | None, derivative: bool
+    ) -> Tensor:
+        return evaluate(record, times, derivative, times_tensor)
+
+    def pull_back(self, record: NativeRecord, times: list[float], cotangents: Tensor) -> Gradients:
+        return _PULL_BACKS[type(record.request.sensealg)](record, times, cotangents)
+
+    def mesh(self, record: NativeRecord, t: Tensor) -> Tensor:
+        return t.double()[[0, -1]] if record.request.algorithm.adaptive else self._mesh(record.request, t)
+
+    @staticmethod
+    def _mesh(request: Request, t: Tensor) -> Tensor:
+        assert isinstance(request.algorithm, FixedStep)
+        return mesh_of(request.algorithm, t)
+
+    @staticmethod
+    def _stepping(request: Request) -> Stepping:
+        layout = request.problem.layout
+        unpack = None if request.norm is None else layout.unpack
+
+        return Stepping(
+            norm=lambda: ErrorNorm(request.rtol, request.atol, request.norm, unpack),
+            controller=request.controller,
+            max_steps=request.max_steps,
+            dt0=request.dt0,
+            dtmin=request.dtmin,
+            dtmax=request.dtmax,
+            stops=request.tstops,
+            jumps=request.jumps,
+        )
+
+    @staticmethod
+    def _clock(request: Request, mesh: Tensor | None) -> Callable[[float], Any]:
+        """Boundaries that depend on ``t`` as tensors, all others as they are."""
+        ends = request.problem.t.double()[[0, -1]] if mesh is None else mesh
+        table = dict(zip(ends.tolist(), ends.unbind(), strict=True))
+        return lambda t: table.get(t, t)
+
+
+class _CountedPullbacks(Field):
+    """A field that counts the pullbacks autograd makes through it, when it makes them."""
+
+    def __init__(self, field: Field, request: Request) -> None:
+        super().__init__(field.f, field.args, field.layout, field.counts)
+        self._backward = request.stats.backward
+
+    def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
+        derivative = super().__call__(t, flat)
+        if derivative.requires_grad:
+            derivative.register_hook(self._count)
+        return derivative
+
+    def _count(self, gradient: Tensor) -> None:
+        self._backward.nvjp += 1
+
+
+def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_tensor: Tensor | None = None) -> Tensor:
+    """Dense output (m, n) at ``times``, in any order; differentiable where the solve stands on torch's tape."""
+    trajectory, request = record.trajectory, record.request
+    if not trajectory.kept:
+        raise UnsupportedError(
+            explain(
+                f"sol(t) was called on a solve that kept no states ({request.sensealg.name} has constant memory)",
+                "a solve with dense output",
+                "solve with saveat=SaveAt(dense=True), or put the times into t",
+            )
+        )
+    taped = record.taped and torch.is_grad_enabled()
+    with torch.set_grad_enabled(taped):
+        field = request.problem.field(request.stats.forward)
+        stepper = record.taped_stepper(field) if taped else record.stepper(field)
+        at_step: dict[int, list[int]] = {}
+        for index, t in enumerate(times):
+            at_step.setdefault(trajectory.step_at(t), []).append(index)
+        rows: list[Tensor | None] = [None] * len(times)
+        differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
+        for n, y in trajectory.states(sorted(at_step), stepper):
+            t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
+            stepper.begin(t, y, jump=trajectory.jump_after(n))
+            stepper.attempt(t, t1 - t, y, trajectory.jump_before(n))
+            inside = at_step[n]
+            points: Any = times
+            if differentiable_times and times_tensor is not None:
+                points = times_tensor.double()
+            found = stepper.interpolate([(points[i] - t) / (t1 - t) for i in inside], derivative)
+            for row, index in zip(found.unbind(), inside, strict=True):
+                rows[index] = row
+        return torch.stack([row for row in rows if row is not None])
+
+
+BACKEND = NativeBackend()

@@ -1,0 +1,77 @@
+"""The norm in which an error estimate is compared with its tolerance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tolerance = float | Tensor
+Norm = Callable[[Any], Any]
+
+
+class ErrorNorm:
+    """``norm(error / (atol + rtol * max(|y0|, |y1|)))``, elementwise scale, root mean square by default.
+
+    Parameters
+    ----------
+    rtol, atol : float or Tensor (n,)
+    norm : callable, optional
+        Takes the scaled error (flat, or as ``unpack`` gives it) and returns a scalar tensor or a float.
+    unpack : callable, optional
+        Applied to the flat scaled error before ``norm``.
+    part : slice, optional
+        The channels that count; all by default.
+    """
+
+    def __init__(
+        self,
+        rtol: Tolerance,
+        atol: Tolerance,
+        norm: Norm | None = None,
+        unpack: Callable[[Tensor], Any] | None = None,
+        part: slice | None = None,
+    ) -> None:
+        self.rtol, self.atol = rtol, atol
+        self._norm, self._unpack = norm, unpack
+        self._part = part
+        self._floor = not isinstance(atol, Tensor) and atol == 0
+        self._start: Tensor | None = None
+        self._end: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    def start(self, y: Tensor) -> None:
+        """Make ``y`` the state at the start of the coming step."""
+        self._start = self._take(y).abs()
+        self._scale = self._scaled(self._start.clone())
+
+    def between(self, y1: Tensor) -> None:
+        """Scale for a step that ends in ``y1``."""
+        assert self._start is not None
+        self._end = self._take(y1).abs()
+        self._scale = self._scaled(torch.maximum(self._start, self._end))
+
+    def accept(self) -> None:
+        """The step is accepted: its end is the next start."""
+        self._start = self._end
+
+    def __call__(self, error: Tensor) -> float:
+        """The norm of ``error`` (n,) in the current scale; NaN where the error is not finite."""
+        assert self._scale is not None
+        ratio = self._take(error) / self._scale
+        if self._norm is None:
+            return math.sqrt(torch.dot(ratio, ratio).item() / ratio.numel())
+        return float(self._norm(ratio if self._unpack is None else self._unpack(ratio)))
+
+    def _take(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x.detach()
+        return x if self._part is None else x[self._part]
+
+    def _scaled(self, size: Tensor) -> Tensor:
+        scale = size.mul_(self.rtol).add_(self.atol)
+        # Purely relative control of a component that is zero would divide by zero.
+        return scale.clamp_(min=torch.finfo(scale.dtype).tiny) if self._floor else scale

@@ -1,0 +1,245 @@
+"""Fixed and adaptive stepping. Knows a stepper and a controller, no method by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pynode.controllers import START, PIDController
+from pynode.native.error_norm import ErrorNorm
+from pynode.native.stepper import Stepper
+from pynode.solution import Counts, ReturnCode
+
+Clock = Callable[[float], Any]
+
+
+class Recorder(Protocol):
+    """What is kept of a solve."""
+
+    def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
+        """A step from (t, y) to (t1, y1) was accepted; the stepper still holds its stages."""
+
+
+class Observer(Protocol):
+    """Callbacks around steps (torchdiffeq's ``callback_*``). ``y`` is flat."""
+
+    def step(self, t: float, y: Tensor, h: float) -> None: ...
+    def accepted(self, t: float, y: Tensor, h: float) -> None: ...
+    def rejected(self, t: float, y: Tensor, h: float) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How an integration ended: at time ``t`` in state ``y``."""
+
+    retcode: ReturnCode
+    t: float
+    y: Tensor
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Options of the step-size search. Step sizes are magnitudes; times are in the direction of integration."""
+
+    norm: Callable[[], ErrorNorm]
+    controller: PIDController
+    max_steps: int
+    dt0: float | None = None
+    dtmin: float = 0.0
+    dtmax: float = math.inf
+    stops: Sequence[float] = ()
+    jumps: frozenset[float] = field(default_factory=frozenset)
+
+
+def _h(t: float, t1: float, clock: Clock | None) -> tuple[Any, Any]:
+    """Start and length of a step; tensors where the clock makes its ends differentiable."""
+    if clock is None:
+        return t, t1 - t
+    start = clock(t)
+    return start, clock(t1) - start
+
+
+def integrate_fixed(
+    stepper: Stepper,
+    y: Tensor,
+    mesh: Sequence[float],
+    recorder: Recorder,
+    counts: Counts,
+    *,
+    max_steps: int,
+    perturb: bool = False,
+    jumps: frozenset[float] = frozenset(),
+    derivative: Tensor | None = None,
+    observer: Observer | None = None,
+    clock: Clock | None = None,
+) -> Outcome:
+    """Step over ``mesh``. ``perturb``: evaluate just inside every step, not only at ``jumps``."""
+    if len(mesh) - 1 > max_steps:
+        detail = f"the mesh has {len(mesh) - 1} steps and max_steps = {max_steps}"
+        return Outcome(ReturnCode.MaxIters, mesh[0], y, detail)
+    ahead = math.copysign(math.inf, mesh[-1] - mesh[0])
+
+    def edge(t: float, towards: float) -> float:
+        return towards if perturb or t in jumps else 0.0
+
+    stepper.begin(
+        mesh[0] if clock is None else clock(mesh[0]), y, None if perturb else derivative, edge(mesh[0], ahead)
+    )
+    last = len(mesh) - 2
+    for i in range(last + 1):
+        t, t1 = mesh[i], mesh[i + 1]
+        start, h = _h(t, t1, clock)
+        if observer is not None:
+            observer.step(t, y, t1 - t)
+        y1 = stepper.attempt(start, h, y, edge(t1, -ahead))
+        counts.accepted += 1
+        recorder.accept(stepper, t, t1, y, y1)
+        y = y1
+        if i < last:
+            end = t1 if clock is None else clock(t1)
+            if edge(t1, ahead):
+                stepper.begin(end, y, jump=ahead)
+            else:
+                stepper.advance(end, y)
+    if not _finite(y):
+        return Outcome(ReturnCode.Unstable, mesh[-1], y, "the final state is not finite")
+    return Outcome(ReturnCode.Success, mesh[-1], y)
+
+
+def integrate_adaptive(
+    stepper: Stepper,
+    y: Tensor,
+    t: float,
+    t_end: float,
+    recorder: Recorder,
+    counts: Counts,
+    stepping: Stepping,
+    *,
+    derivative: Tensor | None = None,
+    observer: Observer | None = None,
+    clock: Clock | None = None,
+) -> Outcome:
+    """Step from ``t`` to ``t_end`` with steps whose error estimate meets the tolerance.
+
+    ``stepping.stops`` and ``jumps`` are met exactly. The step-size search is never recorded by autograd.
+    """
+    norm = stepping.norm()
+    controller, order = stepping.controller, stepper.error_order
+    ahead = math.copysign(math.inf, t_end - t)
+    sign = math.copysign(1.0, ahead)
+    stops = [
+        s
+        for s in sorted({*stepping.stops, *stepping.jumps}, reverse=sign < 0)
+        if 0 < (s - t) * sign < (t_end - t) * sign
+    ]
+    stops.append(t_end)
+    target = stops.pop(0)
+    jumps = stepping.jumps
+    stepper.begin(t if clock is None else clock(t), y, derivative, ahead if t in jumps else 0.0)
+    if not _finite(stepper.derivative()):
+        return Outcome(ReturnCode.InitialFailure, t, y, "f(t0, y0) has a NaN or an infinity")
+    norm.start(y)
+    if stepping.dt0 is not None:
+        size = stepping.dt0
+    else:
+        size = initial_step(stepper, norm, t, y, abs(t_end - t) * sign, counts)
+    size = min(size, stepping.dtmax)
+    history = START
+    ratio = math.nan
+    for _ in range(stepping.max_steps):
+        floor = max(stepping.dtmin, 4.0 * math.ulp(t))
+        proposed = size
+        # A step that would leave a sliver before the target is stretched over it.
+        clipped = size * 1.01 >= (target - t) * sign
+        t1 = target if clipped else t + sign * size
+        if not clipped and size < floor:
+            return _too_small(stepper, t, y, size, floor, ratio, stepping)
+        start, h = _h(t, t1, clock)
+        if observer is not None:
+            observer.step(t, y, t1 - t)
+        y1 = stepper.attempt(start, h, y, -ahead if t1 in jumps else 0.0)
+        norm.between(y1)
+        ratio = stepper.error_ratio(norm)
+        accepted, factor, history = controller.propose(ratio, order, history)
+        if not accepted:
+            counts.rejected += 1
+            if observer is not None:
+                observer.rejected(t, y, t1 - t)
+            if clipped and abs(t1 - t) < floor:
+                return _too_small(stepper, t, y, abs(t1 - t), floor, ratio, stepping)
+            size = abs(t1 - t) * factor
+            continue
+        counts.accepted += 1
+        if observer is not None:
+            observer.accepted(t, y, t1 - t)
+        recorder.accept(stepper, t, t1, y, y1)
+        norm.accept()
+        size = abs(t1 - t) * factor
+        if clipped:
+            # A step cut short by a target says nothing against the size proposed before.
+            size = max(size, proposed)
+        size = min(size, stepping.dtmax)
+        t, y = t1, y1
+        if t == target:
+            if not stops:
+                if not _finite(y):
+                    return Outcome(ReturnCode.Unstable, t, y, "the final state is not finite")
+                return Outcome(ReturnCode.Success, t, y)
+            target = stops.pop(0)
+        end = t if clock is None else clock(t)
+        if t in jumps:
+            stepper.begin(end, y, jump=ahead)
+            history = START
+        else:
+            stepper.advance(end, y)
+    return Outcome(
+        ReturnCode.MaxIters, t, y, f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
+    )
+
+
+def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float, counts: Counts) -> float:
+    """Magnitude of a first step (Hairer, Norsett and Wanner 1993, section II.4); one more evaluation.
+
+    ``norm`` is scaled at ``y``; ``span`` is the signed distance to the end.
+    """
+    with torch.no_grad():
+        f0 = stepper.derivative().detach()
+        y = y.detach()
+        d0, d1 = norm(y), norm(f0)
+        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+        h0 = min(h0, abs(span))
+        h = math.copysign(h0, span)
+        field_ = stepper.field
+        f1 = field_(field_.time(t + h), torch.add(y, f0, alpha=h))
+        d2 = norm(f1 - f0) / h0
+    if max(d1, d2) <= 1e-15:
+        h1 = max(1e-6, h0 * 1e-3)
+    else:
+        h1 = (0.01 / max(d1, d2)) ** (1.0 / stepper.error_order)
+    size = min(100.0 * h0, h1, abs(span))
+    return size if size > 0 else h0  # a non-finite f1 compares false everywhere: start at h0 and let steps shrink
+
+
+def _too_small(
+    stepper: Stepper, t: float, y: Tensor, size: float, floor: float, ratio: float, stepping: Stepping
+) -> Outcome:
+    if not math.isfinite(ratio):
+        where = "f is finite there, but not just ahead" if _finite(stepper.derivative()) else "f is not finite there"
+        return Outcome(ReturnCode.Unstable, t, y, where)
+    limit = f"dtmin = {floor:.3g}" if stepping.dtmin else f"the spacing of float64 times, {floor:.3g}"
+    return Outcome(
+        ReturnCode.DtLessThanMin,
+        t,
+        y,
+        f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance",
+    )
+
+
+def _finite(x: Tensor) -> bool:
+    return math.isfinite(x.detach().sum(dtype=torch.float64).item()) or bool(torch.isfinite(x).all())

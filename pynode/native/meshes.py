@@ -1,0 +1,49 @@
+"""The step boundaries of fixed-step algorithms, as differentiable functions of ``t``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pynode.algorithms import FixedStep
+from pynode.errors import InputError, explain
+from pynode.problem import check_times
+
+
+def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
+    """Boundaries (N + 1,) in float64 from ``t[0]`` to ``t[-1]``.
+
+    Raises
+    ------
+    InputError
+        If the algorithm's ``mesh`` callable does not return such boundaries.
+    """
+    t = t.double()
+    start, end = t[0], t[-1]
+    if algorithm.mesh is not None:
+        given, boundaries = check_times(f"{algorithm.name}(mesh=...)(t)", algorithm.mesh(t))
+        ends = [start.item(), end.item()]
+        # The boundaries may have been computed in float32.
+        slack = 1e-6 * max(abs(ends[0]), abs(ends[1]), abs(ends[1] - ends[0]))
+        if len(boundaries) < 2 or abs(boundaries[0] - ends[0]) > slack or abs(boundaries[-1] - ends[1]) > slack:
+            raise InputError(
+                explain(
+                    f"{algorithm.name}(mesh=...) returned boundaries from {boundaries[0]:.9g} to {boundaries[-1]:.9g}",
+                    f"boundaries from t[0] = {ends[0]:.9g} to t[-1] = {ends[1]:.9g}",
+                    "let the mesh start and end where t does",
+                )
+            )
+        given = given.to(device=t.device, dtype=torch.float64)
+        return torch.cat([start[None], given[1:-1], end[None]])
+    span = end - start
+    if algorithm.dt is not None:
+        # The sliver that rounding leaves (0.1 * 10 against 1) is no step of its own.
+        count = max(1, math.ceil(abs(span.item()) / algorithm.dt * (1.0 - 1e-9)))
+        offsets = torch.arange(count, dtype=torch.float64, device=t.device) * math.copysign(algorithm.dt, span.item())
+        return torch.cat([start + offsets, end[None]])
+    if algorithm.steps is not None:
+        fractions = torch.arange(1, algorithm.steps, dtype=torch.float64, device=t.device) / algorithm.steps
+        return torch.cat([start[None], start + fractions * span, end[None]])
+    return t

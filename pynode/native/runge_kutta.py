@@ -1,0 +1,240 @@
+"""Explicit Runge-Kutta steps over a tableau.
+
+Two steppers with one protocol (:class:`pynode.native.stepper.Stepper`): :class:`RungeKutta` fills a buffer in place
+and records nothing, :class:`TapedRungeKutta` uses only functional operations, so that autograd can record it. Both
+keep the stage derivatives of the last attempted step, from which error and dense output are linear combinations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pynode.native.tableaus import Tableau
+from pynode.problem import Field
+
+Measure = Callable[[Tensor], float]
+
+
+class _Coefficients:
+    """A tableau's numbers as tensors of the state's dtype on its device."""
+
+    def __init__(self, tableau: Tableau, field: Field) -> None:
+        self.tableau = tableau
+        self.dtype, self.device = field.layout.dtype, field.layout.device
+        stages = len(tableau.c)
+        self.c = (*tableau.c, *tableau.dense_c)
+        self.a = [self.tensor(row) for row in (*tableau.a, *tableau.dense_a)]
+        self.b = self.tensor(tableau.b)
+        self.error = [self.tensor(e) for e in (tableau.b_error, tableau.b_error_low) if e is not None]
+        self.main = stages
+        self.all = stages + len(tableau.dense_c)
+        #: Stages that the propagated solution needs.
+        self.needed = max(i for i, weight in enumerate(tableau.b) if weight) + 1
+
+    def tensor(self, row: Sequence[float]) -> Tensor:
+        return torch.tensor(row, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """Dense-output polynomials, shape (degree, stages), float64 as theta is."""
+        return torch.tensor(self.tableau.dense_b, dtype=torch.float64).t().contiguous().to(self.device)
+
+    def dense_weights(self, thetas: Tensor, derivative: bool) -> Tensor:
+        """Weights of the stages at fractions ``thetas`` (m,) of the step, shape (m, stages)."""
+        degree = self.dense.shape[0]
+        powers = torch.arange(1, degree + 1, dtype=torch.float64, device=self.device)
+        if derivative:
+            basis = powers * thetas[:, None] ** (powers - 1)
+        else:
+            basis = thetas[:, None] ** powers
+        return (basis @ self.dense).to(self.dtype)
+
+
+def _combined(ratios: list[float]) -> float:
+    """The step's error ratio from its estimators': DOP853's blend where there are two (Hairer, Norsett and Wanner
+    1993, section II.10)."""
+    if len(ratios) == 1:
+        return ratios[0]
+    high, low = ratios
+    if high == 0.0:
+        return 0.0
+    return high * high / math.sqrt(high * high + 0.01 * low * low)
+
+
+def _nudged(t: Tensor, towards: float) -> Tensor:
+    """The next representable time in a direction, its gradient unchanged."""
+    t_detached = t.detach()
+    return t + (torch.nextafter(t_detached, torch.full_like(t_detached, towards)) - t_detached)
+
+
+class RungeKutta:
+    """Steps in a preallocated stage buffer, without autograd.
+
+    Parameters
+    ----------
+    tableau : Tableau
+    field : Field
+    """
+
+    def __init__(self, tableau: Tableau, field: Field) -> None:
+        self.field = field
+        self.coefficients = k = _Coefficients(tableau, field)
+        self.order = tableau.order
+        self.error_order = tableau.error_order or tableau.order
+        self._fsal = tableau.fsal
+        layout = field.layout
+        self._buffer = torch.empty(k.all, layout.size, dtype=layout.dtype, device=layout.device)
+        self._rows = [layout.row_view(row) for row in self._buffer.unbind()]
+        self._prefix = [self._buffer[:i].t() for i in range(k.all + 1)]
+        self._write = layout.writer()
+        self._unpack = layout.unpack
+        # Consecutive stages at one abscissa share their time tensor.
+        self._same_time = [i > 0 and k.c[i] == k.c[i - 1] for i in range(k.all)]
+
+    def begin(self, t: float, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
+        """Evaluate what the first step needs. ``derivative``: f(t, y) where it is known already; ``jump``: infinity
+        in the direction of integration where ``f`` is to be evaluated just after ``t``."""
+        if derivative is None:
+            derivative = self.field(self._at(t, jump), y)
+        self._buffer[0].copy_(derivative)
+
+    def derivative(self) -> Tensor:
+        """f(t, y) at the start of the coming step."""
+        return self._buffer[0]
+
+    def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0) -> Tensor:
+        """The state at ``t + h``. ``jump``: minus infinity in the direction of integration where ``f`` is to be
+        evaluated just before ``t + h``."""
+        k, field, prefix, rows, write, unpack = (
+            self.coefficients,
+            self.field,
+            self._prefix,
+            self._rows,
+            self._write,
+            self._unpack,
+        )
+        self._start = (t, h, y, jump)
+        time: Tensor | None = None
+        state = y
+        for i in range(1, k.main):
+            state = torch.addmv(y, prefix[i], k.a[i], alpha=h)
+            if time is None or not self._same_time[i]:
+                time = self._stage_time(i)
+            field.counts.nfe += 1
+            write(field.f(time, unpack(state), *field.args), rows[i])
+        return state if self._fsal else torch.addmv(y, prefix[k.main], k.b, alpha=h)
+
+    def error_ratio(self, measure: Measure) -> float:
+        """Norm of the last attempt's error estimate over its tolerance, as ``measure`` sees it."""
+        h, k = self._start[1], self.coefficients
+        transposed = self._prefix[k.main]
+        ratios = [measure(torch.mv(transposed, error).mul_(h)) for error in k.error]
+        return ratios[0] if len(ratios) == 1 else _combined(ratios)
+
+    def interpolate(self, thetas: Sequence[float], derivative: bool = False) -> Tensor:
+        """States (or time derivatives) at fractions ``thetas`` of the last attempted step, shape (m, n)."""
+        t, h, y, _ = self._start
+        k = self.coefficients
+        for i in range(k.main, k.all):
+            state = torch.addmv(y, self._prefix[i], k.a[i], alpha=h)
+            self._buffer[i].copy_(self.field(self._stage_time(i), state))
+        weights = k.dense_weights(torch.tensor(thetas, dtype=torch.float64, device=k.device), derivative)
+        stages = self._buffer[: k.all]
+        return weights @ stages if derivative else torch.addmm(y, weights, stages, alpha=h)
+
+    def advance(self, t: float, y: Tensor) -> None:
+        """Accept the last attempt, which ended in state ``y`` at time ``t``."""
+        if self._fsal:
+            self._buffer[0].copy_(self._buffer[self.coefficients.main - 1])
+        else:
+            self.begin(t, y)
+
+    def _stage_time(self, i: int) -> Tensor:
+        t, h, _, jump = self._start
+        c = self.coefficients.c[i]
+        return self._at(t + c * h if c != 1.0 else t + h, jump if c == 1.0 else 0.0)
+
+    def _at(self, t: float, jump: float) -> Tensor:
+        time = self.field.time(t)
+        return _nudged(time, jump) if jump else time
+
+
+class TapedRungeKutta:
+    """The same steps in functional operations, for autograd. Stages are evaluated when something needs them."""
+
+    def __init__(self, tableau: Tableau, field: Field) -> None:
+        self.field = field
+        self.coefficients = k = _Coefficients(tableau, field)
+        self.order = tableau.order
+        self.error_order = tableau.error_order or tableau.order
+        self._fsal = tableau.fsal
+        rows = [*tableau.a, *tableau.dense_a]
+        self._nonzero = [[j for j, weight in enumerate(row) if weight] for row in rows]
+        self._a = [k.tensor([row[j] for j in used]) for row, used in zip(rows, self._nonzero, strict=True)]
+        self._b_used = [j for j, weight in enumerate(tableau.b) if weight]
+        self._b = k.tensor([tableau.b[j] for j in self._b_used])
+        self._stages: list[Tensor] = []
+
+    def begin(self, t: float | Tensor, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
+        self._stages = [self.field(self._at(t, jump), y) if derivative is None else derivative]
+
+    def derivative(self) -> Tensor:
+        return self._stages[0]
+
+    def attempt(self, t: float | Tensor, h: float | Tensor, y: Tensor, jump: float = 0.0) -> Tensor:
+        self._start = (t, h, y, jump)
+        self._stages = self._stages[:1]
+        k = self.coefficients
+        self._need(k.needed)
+        self._end = self._sum(self._b, self._b_used)
+        return self._end
+
+    def error_ratio(self, measure: Measure) -> float:
+        k = self.coefficients
+        self._need(k.main)
+        with torch.no_grad():
+            h = self._start[1]
+            stages = torch.stack(self._stages[: k.main]).detach().t()
+            return _combined([measure(torch.mv(stages, error) * h) for error in k.error])
+
+    def interpolate(self, thetas: Sequence[float] | Sequence[Tensor], derivative: bool = False) -> Tensor:
+        k = self.coefficients
+        self._need(k.all)
+        fractions = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=k.device) for x in thetas])
+        slopes = k.dense_weights(fractions, derivative) @ torch.stack(self._stages[: k.all])
+        _, h, y, _ = self._start
+        return slopes if derivative else y + h * slopes
+
+    def advance(self, t: float | Tensor, y: Tensor) -> None:
+        if self._fsal:
+            self._need(self.coefficients.main)
+            self._stages = [self._stages[self.coefficients.main - 1]]
+        else:
+            self.begin(t, y)
+
+    def _need(self, count: int) -> None:
+        """Evaluate stages up to ``count``."""
+        k = self.coefficients
+        for i in range(len(self._stages), count):
+            # The last stage of a first-same-as-last method sits at the step's end, which is known by then.
+            last = self._fsal and i == k.main - 1
+            state = self._end if last else self._sum(self._a[i], self._nonzero[i])
+            t, h, _, jump = self._start
+            self._stages.append(self.field(self._at(t + k.c[i] * h, jump if k.c[i] == 1.0 else 0.0), state))
+
+    def _sum(self, weights: Tensor, used: list[int]) -> Tensor:
+        """``y + h * sum_j weights_j k_j``."""
+        _, h, y, _ = self._start
+        stages = torch.stack([self._stages[j] for j in used]).t()
+        if isinstance(h, Tensor):
+            return y + h * torch.mv(stages, weights)
+        return torch.addmv(y, stages, weights, alpha=h)
+
+    def _at(self, t: float | Tensor, jump: float) -> Tensor:
+        time = self.field.time(t)
+        return _nudged(time, jump) if jump else time

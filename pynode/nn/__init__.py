@@ -1,0 +1,5 @@
+"""Models."""
+
+from pynode.nn.neural_ode import NeuralODE
+
+__all__ = ["NeuralODE"]

@@ -1,0 +1,180 @@
+"""The problem: a field on flat vectors, its initial state, its times, and the tensors its gradient is owed to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import FieldError, InputError, explain
+from pynode.layout import Layout, leaves_of, rebuild
+from pynode.solution import Counts
+
+
+class Field:
+    """The user's ``f(t, y, *args)`` as a function of flat real vectors, counted where it is called.
+
+    Parameters
+    ----------
+    f : callable
+    args : tuple
+        Trees passed after ``y``.
+    layout : Layout
+        Of the state.
+    counts : Counts
+        Receives one ``nfe`` per call.
+    """
+
+    def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], layout: Layout, counts: Counts) -> None:
+        self.f = f
+        self.args = args
+        self.layout = layout
+        self.counts = counts
+
+    def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
+        """Derivative at time ``t`` (0-dim) of the state ``flat`` (n,), as a flat vector, differentiable."""
+        self.counts.nfe += 1
+        return self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args))
+
+    def with_counts(self, counts: Counts) -> Field:
+        """The same field, counted elsewhere."""
+        return Field(self.f, self.args, self.layout, counts)
+
+    def with_args(self, args: tuple[Any, ...]) -> Field:
+        """The same field with other arguments."""
+        return Field(self.f, args, self.layout, self.counts)
+
+    def time(self, t: float | Tensor) -> Tensor:
+        """``t`` as the field receives it: a 0-dim tensor of the state's real dtype on its device."""
+        if isinstance(t, Tensor):
+            return t.to(device=self.layout.device, dtype=self.layout.dtype)
+        return torch.scalar_tensor(t, dtype=self.layout.dtype, device=self.layout.device)
+
+    def check_pure(self, t: Tensor, flat: Tensor) -> Tensor:
+        """Call the field once and raise FieldError if it wrote into its input."""
+        before = -1 if flat.is_inference() else flat._version
+        derivative = self(t, flat)
+        if before != -1 and flat._version != before:
+            raise FieldError(
+                explain(
+                    "f changed its input y in place",
+                    "f to leave y alone: the solver still needs that state",
+                    "work on y.clone(), or use the operators without a trailing underscore",
+                )
+            )
+        return derivative
+
+
+class Arguments:
+    """``args`` with its differentiable tensors singled out.
+
+    Attributes
+    ----------
+    tensors : list of Tensor
+        The floating point or complex tensors in ``args`` that require a gradient.
+    """
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+        self.leaves = [leaf for _, leaf in leaves_of(args, "args")]
+        self._where = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.tensors: list[Tensor] = [self.leaves[i] for i in self._where]
+
+    def replaced(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """``args`` with its differentiable tensors replaced."""
+        leaves = list(self.leaves)
+        for index, tensor in zip(self._where, tensors, strict=True):
+            leaves[index] = tensor
+        replaced: tuple[Any, ...] = rebuild(self.args, iter(leaves))
+        return replaced
+
+
+class ODEProblem:
+    """``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``, validated.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, y, *args)`` with ``t`` a 0-dim tensor of the state's real dtype; returns the tree of ``y``.
+    y0 : tensor or tree of tensors
+        Initial state; see :class:`pynode.layout.Layout`.
+    t : 1-D tensor or sequence of float
+        Strictly monotone times; the first is the initial time, the last the final one.
+    args : tuple
+
+    Attributes
+    ----------
+    y0 : Tensor
+        Flat initial state (n,), connected to the user's tensors.
+    t : Tensor
+        Times (T,), connected to the user's tensor.
+    times : list of float
+        The same, in float64.
+
+    Raises
+    ------
+    InputError
+        Naming the argument at fault.
+    """
+
+    def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: tuple[Any, ...] = ()) -> None:
+        if not callable(f):
+            raise InputError(
+                explain(f"f is a {type(f).__name__}", "a callable f(t, y, *args)", "pass a module or function")
+            )
+        if not isinstance(args, tuple):
+            raise InputError(
+                explain(
+                    f"args is a {type(args).__name__}", "a tuple of what f takes after (t, y)", "write args=(value,)"
+                )
+            )
+        self.f = f
+        self.layout = Layout(y0)
+        self.y0 = self.layout.pack(y0)
+        self.t, self.times = check_times("t", t)
+        if len(self.times) < 2:
+            raise InputError(
+                explain(f"t has {len(self.times)} element(s)", "at least a start and an end time", "give both")
+            )
+        self.arguments = Arguments(args)
+
+    def field(self, counts: Counts) -> Field:
+        """The field on flat vectors, counted in ``counts``."""
+        return Field(self.f, self.arguments.args, self.layout, counts)
+
+
+def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:
+    """``t`` as a 1-D floating tensor and as floats, after checking that it is finite and strictly monotone."""
+    if not isinstance(t, Tensor):
+        try:
+            t = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                explain(f"{name} is a {type(t).__name__}", "a 1-D tensor or a sequence of numbers", "pass a tensor")
+            ) from error
+    if t.dtype not in (torch.float32, torch.float64):
+        raise InputError(explain(f"{name} has dtype {t.dtype}", "float32 or float64", f"use {name}.double()"))
+    if t.ndim != 1 or t.numel() == 0:
+        raise InputError(
+            explain(
+                f"{name} has shape {tuple(t.shape)}",
+                "a non-empty 1-D tensor of times",
+                "flatten it, or give the start and end times",
+            )
+        )
+    times: list[float] = t.detach().tolist()
+    steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
+        at = next((i for i, s in enumerate(steps) if not s * (steps[0] or 1.0) > 0), 0)
+        raise InputError(
+            explain(
+                f"{name}[{at}] = {times[at]!r} is followed by {name}[{at + 1}] = {times[at + 1]!r}",
+                "strictly increasing or strictly decreasing finite times",
+                f"sort {name} and drop repeated times (torch.unique)",
+            )
+        )
+    if not all(abs(x) < float("inf") for x in times):
+        raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
+    return t, times

@@ -1,0 +1,198 @@
+"""What a solve returns: the solution, how it ended, what it cost.
+
+Every message about a solve that failed is written here, once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import InputError, explain
+
+if TYPE_CHECKING:
+    from pynode.algorithms import Algorithm
+    from pynode.sensealg import SensitivityAlgorithm
+
+
+class ReturnCode(enum.Enum):
+    """How a solve ended. Names are SciML's."""
+
+    Success = "the final time was reached"
+    MaxIters = "the limit of steps was reached"
+    DtLessThanMin = "the step size fell below its minimum"
+    Unstable = "the field or the state became non-finite"
+    InitialFailure = "the field is non-finite at the initial time"
+
+    @property
+    def successful(self) -> bool:
+        return self is ReturnCode.Success
+
+
+_ADVICE: dict[ReturnCode, tuple[str, str]] = {
+    ReturnCode.MaxIters: (
+        "to reach the final time within the limit",
+        "raise max_steps; if the steps are much smaller than the solution's features the problem is stiff for an "
+        "explicit method or the tolerances are too tight: raise rtol and atol, or rescale the model",
+    ),
+    ReturnCode.DtLessThanMin: (
+        "a step that meets the tolerance and still advances time",
+        "check f for a singularity or a jump (name jump times in d_discontinuities=), raise rtol and atol, and use "
+        "float64 where float32 cannot hold the tolerance",
+    ),
+    ReturnCode.Unstable: (
+        "finite values throughout",
+        "the solution may blow up in finite time or f may leave its domain (log, sqrt, division): integrate less far, "
+        "bound the field, or lower dt0 or the fixed step",
+    ),
+    ReturnCode.InitialFailure: (
+        "finite f(t0, y0)",
+        "check y0, the parameters and f itself with torch.isfinite",
+    ),
+}
+
+
+def failure_message(retcode: ReturnCode, t: float, detail: str) -> str:
+    """The message of a SolveError: what happened at which time, the expectation, the remedy."""
+    expectation, remedy = _ADVICE[retcode]
+    return explain(f"the solve stopped at t = {t:.9g} because {retcode.value} ({detail})", expectation, remedy)
+
+
+@dataclass
+class Counts:
+    """Work of one direction of a solve, counted where it happens.
+
+    ``nfe`` evaluations of the field, ``nvjp`` pullbacks through it, ``accepted`` and ``rejected`` steps.
+    """
+
+    nfe: int = 0
+    nvjp: int = 0
+    accepted: int = 0
+    rejected: int = 0
+
+
+@dataclass
+class Stats:
+    """``forward``: the solve (dense queries ``sol(t)`` add to it). ``backward``: the gradient, zero until it has run
+    and the sum over all its runs."""
+
+    forward: Counts = field(default_factory=Counts)
+    backward: Counts = field(default_factory=Counts)
+
+
+class Solution:
+    """The solution of an initial value problem.
+
+    Attributes
+    ----------
+    ts : Tensor
+        The save times, shape (T,).
+    ys : tensor or tree of tensors
+        The state at ``ts``: each leaf has shape (T, *leaf shape). After a failed solve under ``throw=False``, only
+        the T' <= T times that were reached are present, in both.
+    retcode : ReturnCode
+        How the solve ended.
+    stats : Stats
+        What it cost.
+    message : str
+        Empty, or what failed and what to do.
+    algorithm, sensealg
+        What was used; ``sensealg`` is None where nothing requires a gradient.
+    """
+
+    def __init__(
+        self,
+        ts: Tensor,
+        ys: Any,
+        retcode: ReturnCode,
+        stats: Stats,
+        algorithm: Algorithm,
+        sensealg: SensitivityAlgorithm | None,
+        evaluate: Callable[[Tensor, bool], Any],
+        span: tuple[float, float],
+        message: str = "",
+    ) -> None:
+        self.ts = ts
+        self.ys = ys
+        self.retcode = retcode
+        self.stats = stats
+        self.algorithm = algorithm
+        self.sensealg = sensealg
+        self.message = message
+        self._evaluate = evaluate
+        self._span = span
+
+    def __call__(self, t: Tensor | float) -> Any:
+        """The state at time(s) ``t``, by the algorithm's own dense output.
+
+        Parameters
+        ----------
+        t : float, or tensor of shape (), or of shape (M,) in any order
+            Times within the span that was integrated.
+
+        Returns
+        -------
+        tensor or tree
+            Leaves of shape (*t.shape, *leaf shape), differentiable like ``ys`` (each call adds one more backward
+            pass if it is differentiated).
+
+        Raises
+        ------
+        InputError
+            Outside the span.
+        UnsupportedError
+            When the solve kept no dense output (``SaveAt(dense=True)`` keeps it).
+        """
+        return self._evaluate(self._times(t), False)
+
+    def derivative(self, t: Tensor | float) -> Any:
+        """Time derivative of the dense output at ``t``; shapes and errors as in calling the solution."""
+        return self._evaluate(self._times(t), True)
+
+    def _times(self, t: Tensor | float) -> Tensor:
+        times = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+        if times.ndim > 1 or not times.is_floating_point() or times.numel() == 0:
+            raise InputError(
+                explain(
+                    f"sol(t) got a tensor of shape {tuple(times.shape)} and dtype {times.dtype}",
+                    "a float, or a floating point tensor with at most one dimension and at least one element",
+                    "flatten the times and convert them with .double()",
+                )
+            )
+        low, high = min(self._span), max(self._span)
+        if not bool(((times >= low) & (times <= high)).all()):
+            raise InputError(
+                explain(
+                    f"sol(t) got times from {times.min().item():.9g} to {times.max().item():.9g}",
+                    f"times within the integrated span [{low:.9g}, {high:.9g}]",
+                    "solve over a longer span; a Solution does not extrapolate",
+                )
+            )
+        return times
+
+    def __repr__(self) -> str:
+        forward, backward = self.stats.forward, self.stats.backward
+        if isinstance(self.ys, Tensor):
+            shape = f"ys: {tuple(self.ys.shape)} {str(self.ys.dtype).removeprefix('torch.')} on {self.ys.device}"
+        else:
+            shape = f"ys: a {type(self.ys).__name__}"
+        lines = [
+            f"Solution({self.retcode.name}, {self.algorithm.name}, "
+            f"t = {self._span[0]:.6g} .. {self._span[1]:.6g}, {len(self.ts)} saved)",
+            f"  {shape}",
+            f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected",
+        ]
+        if self.sensealg is not None:
+            lines.append(
+                f"  backward: {backward.nfe} evaluations, {backward.nvjp} pullbacks ({self.sensealg.name})"
+                if backward.nvjp
+                else f"  backward: not run ({self.sensealg.name})"
+            )
+        if self.message:
+            lines.append(f"  {self.message}")
+        return "\n".join(lines)

@@ -1,0 +1,315 @@
+"""The front door: checks, picks the backend, connects its result to autograd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.algorithms import Algorithm, Tsit5, algorithm_from_name
+from pynode.autograd import Evaluation
+from pynode.backends import Backend, Request, backend_from_name
+from pynode.controllers import IController, PIDController
+from pynode.dependencies import Dependencies
+from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.problem import ODEProblem, check_times
+from pynode.saveat import SaveAt
+from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.solution import ReturnCode, Solution, Stats, failure_message
+
+Times = Tensor | Sequence[float]
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    t: Times,
+    *,
+    args: tuple[Any, ...] = (),
+    algorithm: Algorithm | str = Tsit5(),  # noqa: B008  (immutable)
+    rtol: float | Tensor = 1e-5,
+    atol: float | Tensor = 1e-7,
+    sensealg: SensitivityAlgorithm | None = None,
+    backend: str = "torch",
+    saveat: SaveAt | Times | None = None,
+    controller: PIDController | None = None,
+    max_steps: int = 100_000,
+    throw: bool = True,
+    params: Iterable[Tensor] | None = None,
+    norm: Callable[[Any], Any] | None = None,
+    dt0: float | None = None,
+    dtmin: float = 0.0,
+    dtmax: float = math.inf,
+    tstops: Sequence[float] | Tensor = (),
+    d_discontinuities: Sequence[float] | Tensor = (),
+    observer: Any = None,
+) -> Solution:
+    """Solve ``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``.
+
+    Parameters
+    ----------
+    f : callable
+        Module, function or closure. ``t`` is a 0-dim tensor of the state's real dtype on its device; the result has
+        the tree, shapes, dtypes and device of ``y``.
+    y0 : tensor or tree of tensors
+        Initial state: float32, float64, complex64 or complex128, of any shape; tuples, lists and dictionaries of
+        tensors of one precision and device, nested as you like.
+    t : 1-D tensor or sequence of float
+        Strictly monotone times, in either direction. ``t[0]`` is the initial time. Kept in float64 inside.
+    args : tuple
+        Further arguments of ``f``: anything; the tensors in it are differentiated.
+    algorithm : Algorithm or str
+        The integrator, or its name (``"tsit5"``, ``"dopri5"``, ``"rk4"``).
+    rtol, atol : float, or tensor of the flattened state's length
+        Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
+        ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
+    sensealg : SensitivityAlgorithm, optional
+        How gradients are obtained; ``CheckpointedAdjoint()`` by default.
+    backend : str
+        Who integrates; ``"torch"``.
+    saveat : SaveAt, 1-D tensor or sequence of float, optional
+        What is saved; the states at ``t`` by default. Times alone mean ``SaveAt(ts=times)``. Save points are
+        interpolated and never change the steps.
+    controller : PIDController, optional
+        Step-size control; ``IController()`` by default.
+    max_steps : int
+        Largest number of attempted steps.
+    throw : bool
+        Raise SolveError when the solve fails; otherwise return what was reached, with its ``retcode``.
+    params : iterable of tensors, optional
+        The parameters to differentiate, each of which must receive a gradient. By default they are found: the
+        module's own, and all that ``f`` reaches through closures and globals.
+    norm : callable, optional
+        Norm of the scaled error, called with the tree of ``y``; root mean square over all elements by default.
+    dt0, dtmin, dtmax : float
+        First step, smallest and largest step, as magnitudes. ``dt0`` is chosen by Hairer's rule by default.
+    tstops : sequence of float
+        Times that adaptive steps must meet.
+    d_discontinuities : sequence of float
+        Times at which ``f`` jumps: met exactly, ``f`` being evaluated just before and just after them.
+    observer : object, optional
+        With methods ``step``, ``accepted`` and ``rejected``, each called with ``(t, y_flat, dt)``.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    InputError
+        For an argument that cannot be used.
+    FieldError
+        If ``f`` returns something that is not a derivative of the state.
+    GradientError
+        If a gradient is required that cannot be had.
+    SolveError
+        If the solve does not reach the final time and ``throw`` is true.
+    UnsupportedError
+        If the backend lacks the algorithm or the sensitivity algorithm.
+    """
+    problem = ODEProblem(f, y0, t, args)
+    algorithm = as_algorithm(algorithm)
+    engine = backend_from_name(backend)
+    sensealg = CheckpointedAdjoint() if sensealg is None else sensealg
+    if not isinstance(sensealg, SensitivityAlgorithm):
+        raise InputError(
+            explain(
+                f"sensealg is {sensealg!r}", "a sensitivity algorithm object", "write sensealg=CheckpointedAdjoint()"
+            )
+        )
+    missing = engine.supports(algorithm, sensealg)
+    if missing is not None:
+        raise UnsupportedError(
+            explain(f"backend {backend!r} does not offer {missing}", "a combination it offers", "choose another")
+        )
+    if algorithm.adaptive:
+        _check_tolerances(problem, rtol, atol)
+    _check_steps(max_steps, dt0, dtmin, dtmax)
+    if controller is not None and not isinstance(controller, PIDController):
+        raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
+
+    save, times_tensor, times = _save_times(problem, saveat)
+    stats = Stats()
+    dependencies = None
+    differentiable = torch.is_grad_enabled()
+    # Torch's tape finds by itself what a direct solve depends on.
+    if differentiable and not isinstance(sensealg, DirectAdjoint):
+        dependencies = Dependencies(problem, stats.forward, params)
+        inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
+        differentiable = any(x.requires_grad for x in inputs)
+    request = Request(
+        problem=problem,
+        algorithm=algorithm,
+        sensealg=sensealg,
+        dependencies=dependencies,
+        differentiable=differentiable,
+        time_gradient=differentiable and (problem.t.requires_grad or times_tensor.requires_grad),
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        controller=IController() if controller is None else controller,
+        max_steps=max_steps,
+        dt0=dt0,
+        dtmin=dtmin,
+        dtmax=dtmax,
+        tstops=_floats("tstops", tstops),
+        jumps=frozenset(_floats("d_discontinuities", d_discontinuities)),
+        times=times,
+        times_tensor=times_tensor,
+        own_times=save.ts is not None,
+        save_steps=save.steps,
+        dense=save.dense,
+        observer=observer,
+        stats=stats,
+    )
+    record = engine.solve(request)
+    return _solution(engine, request, record, throw)
+
+
+def as_algorithm(algorithm: Algorithm | str) -> Algorithm:
+    """An algorithm object from itself or from its name."""
+    if isinstance(algorithm, str):
+        return algorithm_from_name(algorithm)
+    if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
+        raise InputError(
+            explain(
+                f"algorithm is the class {algorithm.__name__}", "an algorithm object", f"write {algorithm.__name__}()"
+            )
+        )
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(
+            explain(f"algorithm is {algorithm!r}", "an algorithm object or its name", "write algorithm=Tsit5()")
+        )
+    return algorithm
+
+
+def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> Solution:
+    problem = request.problem
+    layout = problem.layout
+    taped = request.differentiable and isinstance(request.sensealg, DirectAdjoint)
+    reached = len(record.saved)
+    if request.save_steps or reached < len(request.times):
+        times, times_tensor = record.saved, request.times_tensor[:reached]
+        if request.save_steps:
+            times_tensor = torch.tensor(times, dtype=problem.t.dtype, device=problem.t.device)
+    else:
+        times, times_tensor = request.times, request.times_tensor
+
+    def connected(times: list[float], tensor: Tensor, values: Tensor) -> Tensor:
+        if not request.differentiable or taped:
+            return values
+        return Evaluation(engine, record, times, values).connected(tensor)
+
+    def evaluate(at: Tensor, derivative: bool) -> Any:
+        flat_times = at.reshape(-1)
+        floats = flat_times.detach().tolist()
+        wants_gradient = request.differentiable and torch.is_grad_enabled()
+        if wants_gradient and not taped and (derivative or (at.requires_grad and not request.time_gradient)):
+            what = "sol.derivative(t)" if derivative else "sol(t) with respect to t"
+            raise UnsupportedError(
+                explain(
+                    f"{what} would need a gradient under {request.sensealg.name}",
+                    "a solve whose dense output can be differentiated so",
+                    "use sensealg=DirectAdjoint(), put the times into t=, or call it under torch.no_grad()",
+                )
+            )
+        values = engine.evaluate(record, floats, flat_times, derivative)
+        if wants_gradient:
+            values = connected(floats, flat_times, values)
+        return layout.unpack(values if at.ndim else values[0])
+
+    message = "" if record.retcode.successful else failure_message(record.retcode, record.t, record.detail)
+    solution = Solution(
+        ts=times_tensor,
+        ys=layout.unpack(connected(times, times_tensor, record.values)),
+        retcode=record.retcode,
+        stats=request.stats,
+        algorithm=request.algorithm,
+        sensealg=request.sensealg if request.differentiable else None,
+        evaluate=evaluate,
+        span=(problem.times[0], record.t),
+        message=message,
+    )
+    if throw and record.retcode is not ReturnCode.Success:
+        raise SolveError(message, record.retcode, record.t, solution)
+    return solution
+
+
+def _save_times(problem: ODEProblem, saveat: SaveAt | Times | None) -> tuple[SaveAt, Tensor, list[float]]:
+    save = saveat if isinstance(saveat, SaveAt) else SaveAt(ts=saveat)
+    if save.ts is None:
+        return save, problem.t, problem.times
+    tensor, times = check_times("saveat", save.ts)
+    start, end = problem.times[0], problem.times[-1]
+    low, high = min(start, end), max(start, end)
+    if len(times) > 1 and (times[1] - times[0]) * (end - start) < 0:
+        raise InputError(
+            explain("saveat runs against t", "save times in the direction of t", "reverse saveat with .flip(0)")
+        )
+    if min(times) < low or max(times) > high:
+        raise InputError(
+            explain(
+                f"saveat goes from {times[0]:.9g} to {times[-1]:.9g}",
+                f"times within the span of t, {start:.9g} to {end:.9g}",
+                "extend t, or drop the save times outside it",
+            )
+        )
+    return save, tensor.to(problem.t.device), times
+
+
+def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
+    listed = values.detach().reshape(-1).tolist() if isinstance(values, Tensor) else [float(x) for x in values]
+    if not all(math.isfinite(x) for x in listed):
+        raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
+    return tuple(listed)
+
+
+def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | Tensor) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, Tensor):
+            if value.ndim > 1 or value.numel() not in (1, problem.layout.size):
+                raise InputError(
+                    explain(
+                        f"{name} has shape {tuple(value.shape)}",
+                        f"a float or a 1-D tensor with one entry per element of the flattened state, "
+                        f"{problem.layout.size}",
+                        "give one number",
+                    )
+                )
+            low, high = value.min().item(), value.max().item()
+        else:
+            low = high = value
+        if not (low >= 0 and high < math.inf):
+            raise InputError(explain(f"{name} = {low}", "a finite number >= 0", f"give a positive {name} such as 1e-6"))
+    # Scalars pay nothing for this check unless rtol is below the unit roundoff.
+    least = rtol.min().item() if isinstance(rtol, Tensor) else rtol
+    unit = torch.finfo(problem.layout.dtype).eps / 2
+    if least >= unit:
+        return
+    size = problem.y0.detach().abs()
+    tolerance = size * rtol + atol
+    if bool((tolerance < unit * size).any()) or bool((tolerance == 0).any()):
+        wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"
+        raise InputError(
+            explain(
+                f"rtol = {least:.3g} with this atol asks for less than {problem.layout.dtype} can hold "
+                f"at the size of y0",
+                f"atol + rtol * |y0| of at least {unit:.3g} * |y0|",
+                f"raise rtol to {4 * unit:.0e} or more{wider}",
+            )
+        )
+
+
+def _check_steps(max_steps: int, dt0: float | None, dtmin: float, dtmax: float) -> None:
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise InputError(explain(f"max_steps = {max_steps!r}", "an integer >= 1", "give the largest number of steps"))
+    if dt0 is not None and not 0 < dt0 < math.inf:
+        raise InputError(explain(f"dt0 = {dt0}", "a positive magnitude", "drop the sign: the direction follows t"))
+    if not 0 <= dtmin <= dtmax or dtmax == 0:
+        raise InputError(
+            explain(f"dtmin = {dtmin}, dtmax = {dtmax}", "0 <= dtmin <= dtmax and dtmax > 0", "give magnitudes")
+        )
+
