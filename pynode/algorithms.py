@@ -74,7 +74,9 @@ class FixedStep(Algorithm):
                     "give dt > 0; the direction is taken from t",
                 )
             )
-        if self.steps is not None and (isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1):
+        if self.steps is not None and (
+            isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
+        ):
             raise InputError(explain(f"{self.name}(steps={self.steps})", "an integer >= 1", "give the number of steps"))
 
     @property

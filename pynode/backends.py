@@ -44,6 +44,7 @@ class Request:
     dt0: float | None
     dtmin: float
     dtmax: float
+    force_dtmin: bool
     tstops: Sequence[float]
     jumps: frozenset[float]
     times: list[float]
@@ -52,6 +53,7 @@ class Request:
     save_steps: bool
     dense: bool | None
     observer: Any
+    compile: bool | str
     stats: Stats
 
 

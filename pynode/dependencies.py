@@ -8,8 +8,9 @@ closures and globals count like a module's own. Tensors that ``f`` captured and 
 from __future__ import annotations
 
 import functools
+import math
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from pynode.problem import ODEProblem
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
+_INTERNAL = frozenset(vars(torch.nn.Module()))  # a module's own attributes: hooks and registries
+
+#: A node of an autograd graph and the number of one of its outputs.
+Edge = tuple[Any, int]
 
 
 class Dependencies:
@@ -33,10 +38,20 @@ class Dependencies:
         Everything else: module parameters, captured leaves and captured tensors with a history.
     derivative : Tensor or None
         ``f(t0, y0)`` of the probing evaluation, without its graph; None where no probe was needed.
+
+    ``jump`` is infinity in the direction of integration where ``f`` is to be evaluated just after ``t0``.
     """
 
-    def __init__(self, problem: ODEProblem, counts: Counts, params: Iterable[Tensor] | None) -> None:
+    def __init__(
+        self,
+        problem: ODEProblem,
+        counts: Counts,
+        params: Iterable[Tensor] | None,
+        allow_unused: bool = False,
+        jump: float = 0.0,
+    ) -> None:
         self.problem = problem
+        self.allow_unused = allow_unused
         self.arguments = problem.arguments.tensors
         self.explicit = params is not None
         given = list(params) if params is not None else []
@@ -49,43 +64,58 @@ class Dependencies:
         modules = [x for x in (problem.f, *problem.arguments.leaves) if isinstance(x, torch.nn.Module)]
         #: Parameters of which at least one must be reached, or the gradient would be silently zero.
         self.owed = given or [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.derivative, direct, outer = self._probe(counts)
+        # Looked for before f runs: what f leaves behind in itself (weight_norm's product) is none of its inputs.
+        search = [] if self.explicit else list(captured_tensors((problem.f, *problem.arguments.leaves)))
+        found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
+        self.derivative, direct, outer = self._probe(counts, jump, found)
+        reached = {id(x) for x in direct}
         if self.explicit:
             self.parameters = given
         else:
-            candidates = list(self.owed)
-            if not isinstance(problem.f, torch.nn.Module):
-                candidates += [x for x in captured_tensors((problem.f,)) if x.is_leaf]
-            above = _leaves_above(outer)
-            captured = self._captured(outer, above, direct)
+            above, nested = _above(outer)
+            captured = self._captured(outer, found, [x for x in above if id(x) in reached], nested)
             hidden = {id(x) for x in above}
-            reached = {id(x) for x in direct}
+            candidates = [*self.owed, *(x for x in search if x.is_leaf)]
             # A leaf above a captured tensor gets its gradient through that tensor; taken directly as well it
             # would be counted twice.
             leaves = [x for x in (*candidates, *direct) if id(x) in reached or id(x) not in hidden]
             self.parameters = list({id(x): x for x in (*leaves, *captured)}.values())
-        taken = {id(x) for x in self.arguments}
+            reached |= {id(x) for x in captured}
+        #: Identities of the parameters that f reached in the probing evaluation.
+        self.reached = reached
+        # f gets the tensors in args as arguments; whether it reaches one of them on another way too has been seen.
+        taken = {id(x) for x in self.arguments} - reached
         self.parameters = [x for x in self.parameters if id(x) not in taken]
+        self.owed = [x for x in self.owed if id(x) not in taken]
         self._known = {id(x) for x in self.parameters}
         self._outer_nodes = {node for node, _ in outer}
 
-    def _probe(self, counts: Counts) -> tuple[Tensor, list[Tensor], set[tuple[Any, int]]]:
+    def _probe(self, counts: Counts, jump: float, found: Container[Edge]) -> tuple[Tensor, list[Tensor], set[Edge]]:
         problem = self.problem
         with torch.enable_grad():
             own = [x.detach().requires_grad_() for x in (problem.y0, *self.arguments)]
-            mark = own[0].view_as(own[0])
             field = problem.field(counts).with_args(problem.arguments.replaced(own[1:]))
-            derivative = field.check_pure(field.time(problem.times[0]), mark)
-        assert mark.grad_fn is not None
-        direct, outer = _walk(derivative, mark.grad_fn._sequence_nr(), {id(x) for x in own})
+            time = field.time(problem.times[0])
+            if jump:
+                time = torch.nextafter(time, torch.full_like(time, jump))
+            start = own[0].clone()  # neither leaf nor view, so that writing into it is seen below, not by torch
+            derivative = field.check_pure(time, start)
+            assert start.grad_fn is not None
+            known = {id(x) for x in own}
+            direct, outer = _walk([derivative], known, found, mark=start.grad_fn._sequence_nr())
+            if any(edge not in found for edge in outer):
+                # Numbers do not tell what another thread computed (torch's backward threads among them). What f did
+                # not compute itself is in the graph of a second evaluation again.
+                again = field(time, own[0].clone())
+                direct, outer = _walk([derivative], known, found, shared=_nodes(again))
         return derivative.detach(), direct, outer
 
-    def _captured(self, outer: set[tuple[Any, int]], above: list[Tensor], direct: list[Tensor]) -> list[Tensor]:
-        """The captured tensors with a history, each found as an object."""
-        if not outer:
-            return []
-        problem = self.problem
-        found = {(x.grad_fn, x.output_nr): x for x in captured_tensors((problem.f, *problem.arguments.leaves))}
+    @staticmethod
+    def _captured(outer: set[Edge], found: dict[Edge, Tensor], both: list[Tensor], nested: set[Edge]) -> list[Tensor]:
+        """The captured tensors with a history, each found as an object.
+
+        ``both``: leaves that ``f`` reaches directly and through one of them; ``nested``: those above another one.
+        """
         missing = [node for node, number in outer if (node, number) not in found]
         if missing:
             raise GradientError(
@@ -96,24 +126,25 @@ class Dependencies:
                     "pass it through args=(tensor,), or name it in params=[tensor]",
                 )
             )
-        both = {id(x) for x in above} & {id(x) for x in direct}
-        if both:
-            shape = next(tuple(x.shape) for x in direct if id(x) in both)
+        twice = [*both, *(found[key] for key in nested)]
+        if twice:
+            what = "parameter" if twice[0].is_leaf else "captured tensor"
             raise GradientError(
                 explain(
-                    f"f uses a parameter of shape {shape} both directly and through a captured tensor computed from it",
-                    "one way from each parameter into f, or its gradient would be counted twice",
+                    f"f uses a {what} of shape {tuple(twice[0].shape)} both directly and through a captured tensor "
+                    "computed from it",
+                    f"one way from each {what} into f, or its gradient would be counted twice",
                     "pass the computed tensor through args=(tensor,)",
                 )
             )
         return [found[key] for key in outer]
 
-    def check_reached(self, derivative: Tensor, own: Iterable[Tensor]) -> None:
-        """Raise GradientError if a later evaluation of ``f`` reaches a leaf that is not among the parameters."""
+    def check_reached(self, outputs: Iterable[Tensor], own: Iterable[Tensor]) -> None:
+        """Raise GradientError if later evaluations of ``f`` reach a leaf that is not among the parameters."""
         if self.explicit:
             return
         known = self._known | {id(x) for x in own}
-        direct, _ = _walk(derivative, -1, known, self._outer_nodes | {x.grad_fn for x in self.parameters})
+        direct, _ = _walk(outputs, known, shared=frozenset(), stop=self._outer_nodes | {x.grad_fn for x in self.parameters})
         if direct:
             raise GradientError(
                 explain(
@@ -124,11 +155,20 @@ class Dependencies:
                 )
             )
 
-    def check_owed(self, gradients: Iterable[Tensor | None]) -> None:
-        """Raise GradientError where a gradient that was asked for does not exist.
+    def zeros(self) -> list[Tensor | None]:
+        """The parameters' gradients where no evaluation of ``f`` counts for the loss."""
+        owed = {id(x) for x in self.owed} | self.reached
+        return [torch.zeros_like(x) if id(x) in owed else None for x in self.parameters]
 
-        Every tensor of an explicit ``params=`` must have received one, and at least one of a module's parameters.
+    def owed_gradients(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The parameters' gradients, after raising GradientError where one that was asked for does not exist.
+
+        Every tensor of an explicit ``params=`` must have received one, and at least one of a module's parameters;
+        with ``allow_unused`` it is zero instead.
         """
+        if self.allow_unused:
+            zeros = zip(self.parameters, gradients, strict=True)
+            return [torch.zeros_like(x) if g is None else g for x, g in zeros]
         got = {id(x): g for x, g in zip(self.parameters, gradients, strict=True)}
         without = [x for x in self.owed if got.get(id(x)) is None]
         if without and (self.explicit or len(without) == len(self.owed)):
@@ -140,11 +180,12 @@ class Dependencies:
                     "look for .detach(), .item(), numpy or torch.no_grad() inside f, or set requires_grad=False",
                 )
             )
+        return list(gradients)
 
 
 def captured_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:
     """Tensors requiring a gradient that are reachable from Python objects: closures, defaults, globals a function
-    names, bound objects, partials, containers, modules and plain attributes."""
+    names, bound objects, partials, containers, modules, plain attributes, and the methods of callable objects."""
     stack, seen, looked = list(roots), set(), 0
     while stack and looked < _LIMIT:
         thing = stack.pop()
@@ -157,27 +198,69 @@ def captured_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:
                 yield thing
         elif isinstance(thing, torch.nn.Module):
             stack += [*thing.parameters(recurse=False), *thing.buffers(recurse=False), *thing.children()]
-            stack += [v for k, v in vars(thing).items() if not k.startswith("_") or isinstance(v, Tensor)]
+            stack += [value for name, value in vars(thing).items() if name not in _INTERNAL]
+            stack += _members(type(thing), ("forward",))
         elif isinstance(thing, types.FunctionType):
-            code = thing.__code__
             stack += [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
             stack += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-            stack += [thing.__globals__[name] for name in code.co_names if name in thing.__globals__]
+            stack += _globals(thing)
+            stack += [getattr(thing, "__wrapped__", None)]
         elif isinstance(thing, types.MethodType):
             stack += [thing.__self__, thing.__func__]
+            if isinstance(thing.__func__, types.FunctionType):
+                stack += _members(type(thing.__self__), _names(thing.__func__))
         elif isinstance(thing, functools.partial):
             stack += [thing.func, *thing.args, *thing.keywords.values()]
         elif isinstance(thing, dict):
             stack += thing.values()
         elif isinstance(thing, list | tuple | set | frozenset):
             stack += thing
-        elif not isinstance(thing, type | types.ModuleType | str | bytes | int | float | complex | torch.dtype):
-            wrapped = getattr(thing, "__wrapped__", None)
-            if wrapped is not None:
-                stack.append(wrapped)
+        elif not isinstance(thing, type | types.ModuleType | str | bytes | int | float | complex | torch.dtype | None):
+            stack += [getattr(thing, "__wrapped__", None)]
             attributes = getattr(thing, "__dict__", None)
             if isinstance(attributes, dict):
                 stack += attributes.values()
+            stack += _members(type(thing), ("__call__",))
+
+
+def _members(cls: type, names: Iterable[str]) -> Iterator[Any]:
+    """Functions and tensors that a class defines under the given names, and under those that these functions use.
+    Libraries' classes are left out."""
+    own = [base for base in reversed(cls.__mro__) if base.__module__.partition(".")[0] not in ("builtins", "torch")]
+    if not own:
+        return
+    table = {name: value for base in own for name, value in vars(base).items()}
+    wanted = list(names)
+    while wanted:
+        member = table.pop(wanted.pop(), None)
+        if isinstance(member, staticmethod | classmethod):
+            member = member.__func__
+        elif isinstance(member, property):
+            member = member.fget
+        if isinstance(member, types.FunctionType):
+            wanted += _names(member)
+            yield member
+        elif isinstance(member, Tensor):
+            yield member
+
+
+def _names(function: types.FunctionType) -> set[str]:
+    """Globals and attributes that a function, or one inside it, names."""
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
+    return names
+
+
+def _globals(function: types.FunctionType) -> list[Any]:
+    """The globals a function names, and what it names in imported modules."""
+    names = _names(function)
+    named = [function.__globals__[name] for name in names if name in function.__globals__]
+    modules = [x for x in named if isinstance(x, types.ModuleType) and x.__name__.partition(".")[0] != "torch"]
+    return named + [vars(module)[name] for module in modules for name in names if name in vars(module)]
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -189,41 +272,72 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def _walk(
-    output: Tensor, mark: int, own: set[int], stop: Iterable[Any] = ()
-) -> tuple[list[Tensor], set[tuple[Any, int]]]:
-    """Leaves that ``output`` depends on (without ``own``), and the edges into graph built before ``mark``."""
+    outputs: Iterable[Tensor],
+    own: Container[int],
+    found: Container[Edge] = (),
+    *,
+    mark: int = -1,
+    shared: Container[Any] | None = None,
+    stop: Iterable[Any] = (),
+) -> tuple[list[Tensor], set[Edge]]:
+    """Leaves that ``outputs`` depend on (without ``own``), and the edges into graph that was there before.
+
+    Those are the edges to ``found`` tensors, and to ``shared`` nodes if these are given. Otherwise torch's numbers
+    decide: within a thread nodes are numbered upward, so that what was computed since ``mark`` is younger than it and
+    older than its own result.
+    """
     leaves: dict[int, Tensor] = {}
-    outer: set[tuple[Any, int]] = set()
-    stack = [(output.grad_fn, output.output_nr)]
+    outer: set[Edge] = set()
+    stack = []
+    for output in outputs:
+        if output.grad_fn is not None:
+            stack.append((output.grad_fn, output.output_nr, math.inf))
+        elif output.requires_grad and id(output) not in own:
+            leaves[id(output)] = output
     seen = set(stop)
     while stack:
-        node, number = stack.pop()
-        if node is None:
-            continue
+        node, number, youngest = stack.pop()
         if node.name() == "torch::autograd::AccumulateGrad":
             if id(node.variable) not in own:
                 leaves[id(node.variable)] = node.variable
-        elif node in seen:
-            continue
-        elif node._sequence_nr() < mark:
-            outer.add((node, number))
-        else:
-            seen.add(node)
-            stack += node.next_functions
+        elif node not in seen:
+            age = node._sequence_nr()
+            if (node, number) in found or (node in shared if shared is not None else not mark <= age <= youngest):
+                outer.add((node, number))
+            else:
+                seen.add(node)
+                stack += [(parent, index, age) for parent, index in node.next_functions if parent is not None]
     return list(leaves.values()), outer
 
 
-def _leaves_above(outer: set[tuple[Any, int]]) -> list[Tensor]:
-    """Leaves of the graph above the given edges."""
+def _nodes(output: Tensor) -> set[Any]:
+    """All nodes of the graph of a tensor but its leaves'."""
+    nodes: set[Any] = set()
+    stack = [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in nodes and node.name() != "torch::autograd::AccumulateGrad":
+            nodes.add(node)
+            stack += [parent for parent, _ in node.next_functions]
+    return nodes
+
+
+def _above(outer: set[Edge]) -> tuple[list[Tensor], set[Edge]]:
+    """Leaves of the graph above the given edges, and those of the edges that are themselves above another one."""
     leaves: dict[int, Tensor] = {}
+    nested: set[Edge] = set()
     stack = [node for node, _ in outer]
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
         if node.name() == "torch::autograd::AccumulateGrad":
             leaves[id(node.variable)] = node.variable
-        stack += [parent for parent, _ in node.next_functions]
-    return list(leaves.values())
+        for parent, number in node.next_functions:
+            if parent is not None:
+                stack.append(parent)
+                if (parent, number) in outer:
+                    nested.add((parent, number))
+    return list(leaves.values()), nested

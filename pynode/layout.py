@@ -6,6 +6,7 @@ every adjoint works on complex states without knowing it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,11 @@ def rebuild(template: Tree, leaves: Iterator[Any]) -> Tree:
     """A tree shaped like ``template`` with the given leaves."""
     if isinstance(template, dict):
         pairs = [(key, rebuild(branch, leaves)) for key, branch in template.items()]
-        return type(template)(pairs) if type(template) is not dict else dict(pairs)
+        if type(template) is dict:
+            return dict(pairs)
+        rebuilt = copy.copy(template)  # keeps what a subclass carries beside its items (defaultdict's factory)
+        rebuilt.update(pairs)
+        return rebuilt
     if isinstance(template, tuple | list):
         branches = [rebuild(branch, leaves) for branch in template]
         if hasattr(template, "_fields"):
@@ -111,19 +116,32 @@ class Layout:
             raise InputError(explain("y0 has no element", "at least one element", "give a non-empty state"))
         self.is_tensor = isinstance(tree, Tensor)
         self.is_real = not any(dtype.is_complex for dtype in self.dtypes)
+        self._like = leaves[0].detach() if self.is_tensor and self.is_real else None
+        offsets = [sum(self.sizes[:i]) for i in range(len(leaves))]
+        self._aligned = not any(o % 2 and d.is_complex for o, d in zip(offsets, self.dtypes, strict=True))
         self.template: Tree = rebuild(tree, iter(range(len(leaves))))
 
     def pack(self, tree: Tree) -> Tensor:
         """The flat vector of a tree of this layout (differentiable; a view where possible)."""
-        flat = [_real(leaf).reshape(-1) for leaf in _branches(self.template, tree, "y")]
+        flat = [self._real(leaf).reshape(-1) for leaf in _branches(self.template, tree, "y")]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+    def _real(self, leaf: Tensor) -> Tensor:
+        if not leaf.is_complex():
+            return leaf
+        if self._aligned:
+            return torch.view_as_real(leaf.resolve_conj())
+        # The gradient of a view as pairs must itself lie aligned, which it would not behind an odd number of reals.
+        return torch.stack((leaf.real, leaf.imag), dim=-1)
 
     def unpack(self, flat: Tensor) -> Tree:
         """The tree of views into ``flat``, whose leading dimensions are kept (differentiable)."""
         lead = flat.shape[:-1]
+        if self._like is not None and not lead:
+            return flat.view_as(self._like)  # much cheaper than view(shape)
         if self.is_tensor:
             return _shaped(flat, lead, self.shapes[0], self.dtypes[0])
-        parts = flat.split(self.sizes, dim=-1)
+        parts = torch.split(flat, self.sizes, dim=-1)
         return rebuild(
             self.template,
             iter([_shaped(p, lead, s, d) for p, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]),
@@ -144,7 +162,7 @@ class Layout:
         flats = []
         for index, leaf in enumerate(_branches(self.template, derivative, "y")):
             self.check_leaf(index, leaf)
-            flats.append(_real(leaf).reshape(-1))
+            flats.append(self._real(leaf).reshape(-1))
         return flats[0] if len(flats) == 1 else torch.cat(flats)
 
     def writer(self) -> Callable[[Tree, Tensor], None]:
@@ -222,11 +240,10 @@ def _check_state(path: str, leaf: Any) -> None:
         )
 
 
-def _real(leaf: Tensor) -> Tensor:
-    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
-
-
 def _shaped(flat: Tensor, lead: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if dtype.is_complex:
-        return torch.view_as_complex(flat.reshape(*lead, *shape, 2))
+        pairs = flat.reshape(*lead, *shape, 2)
+        if pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
+            pairs = pairs.clone(memory_format=torch.contiguous_format)  # behind real leaves of odd size
+        return torch.view_as_complex(pairs)
     return flat.reshape(lead + shape) if lead else flat.view(shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -91,6 +93,25 @@ class Arguments:
         return replaced
 
 
+class Autocast:
+    """The mixed precision a problem was stated under, for every evaluation of ``f``, the later ones included.
+
+    ``problem.autocast()`` is a context manager. The cache of casts is off in it: it would hand copies of parameters
+    made without a tape to evaluations that need one.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.available = torch.amp.is_autocast_available(device)
+        self.enabled = self.available and torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if self.available else None
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        if not self.enabled and not (self.available and torch.is_autocast_enabled(self.device)):
+            return nullcontext()
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled, cache_enabled=False)
+
+
 class ODEProblem:
     """``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``, validated.
 
@@ -132,13 +153,14 @@ class ODEProblem:
             )
         self.f = f
         self.layout = Layout(y0)
-        self.y0 = self.layout.pack(y0)
+        self.y0 = _outside_inference(self.layout.pack(y0))
         self.t, self.times = check_times("t", t)
         if len(self.times) < 2:
             raise InputError(
                 explain(f"t has {len(self.times)} element(s)", "at least a start and an end time", "give both")
             )
         self.arguments = Arguments(args)
+        self.autocast = Autocast(self.layout.device.type)
 
     def field(self, counts: Counts) -> Field:
         """The field on flat vectors, counted in ``counts``."""
@@ -165,7 +187,7 @@ def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:
             )
         )
     times: list[float] = t.detach().tolist()
-    steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(times)]
     if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         at = next((i for i, s in enumerate(steps) if not s * (steps[0] or 1.0) > 0), 0)
         raise InputError(
@@ -176,5 +198,11 @@ def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:
             )
         )
     if not all(abs(x) < float("inf") for x in times):
-        raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
-    return t, times
+        bad = next(x for x in times if not abs(x) < float("inf"))
+        raise InputError(explain(f"{name} holds the non-finite time {bad}", "finite times", f"remove it from {name}"))
+    return _outside_inference(t), times
+
+
+def _outside_inference(x: Tensor) -> Tensor:
+    """``x`` as a tensor that autograd may save, where autograd is possible at all."""
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x

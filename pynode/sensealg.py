@@ -5,9 +5,12 @@ Names are those of SciMLSensitivity.jl.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from pynode.algorithms import Algorithm, algorithm_from_name
 from pynode.controllers import PIDController
@@ -69,9 +72,11 @@ class BacksolveAdjoint(SensitivityAlgorithm):
     Parameters
     ----------
     algorithm : Algorithm or str, optional
-        Integrator of the adjoint; the forward one by default.
-    rtol, atol : float, optional
-        Tolerances of the adjoint; the forward ones by default.
+        Integrator of the adjoint; the forward one by default. A fixed one with a ``mesh`` of its own has it called
+        for each stretch between two saved times, backward.
+    rtol, atol : float, or tensor, optional
+        Tolerances of the adjoint; the forward ones by default. A tensor has the length of the flattened state, or of
+        the flattened augmented state ``(y, adjoint, arguments..., parameters...)``.
     norm : "seminorm", "full" or callable
         Error norm of the adjoint solve. ``"seminorm"`` (Kidger, Chen and Lyons 2021) leaves the parameter channels,
         which are plain integrals, out of step control. ``"full"`` is the largest of the RMS norms of state, adjoint
@@ -84,20 +89,68 @@ class BacksolveAdjoint(SensitivityAlgorithm):
         the check off.
     max_steps : int, optional
         Largest number of attempted steps between two saved times; the forward one by default.
+    on_mismatch : "raise" or "warn"
+        What a failed reconstruction check does.
+    dt0 : float, optional
+        First step of every stretch between two saved times, chosen by Hairer's rule by default.
+    dtmin, dtmax, tstops, d_discontinuities : optional
+        As for ``pynode.solve``; the forward ones by default.
+    observer : object, optional
+        As for ``pynode.solve``, called with the flat augmented state ``(y, adjoint, arguments..., parameters...)``.
     """
 
     algorithm: Algorithm | None = None
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: float | Tensor | None = None
+    atol: float | Tensor | None = None
     norm: str | Callable[[tuple[Any, ...]], Any] = "seminorm"
     controller: PIDController | None = None
     reconstruction_rtol: float | None = 1e-2
     max_steps: int | None = None
+    on_mismatch: str = "raise"
+    dt0: float | None = None
+    dtmin: float | None = None
+    dtmax: float | None = None
+    tstops: Sequence[float] | None = None
+    d_discontinuities: Sequence[float] | None = None
+    observer: Any = None
 
     def __post_init__(self) -> None:
+        if self.on_mismatch not in ("raise", "warn"):
+            raise InputError(
+                explain(f"BacksolveAdjoint(on_mismatch={self.on_mismatch!r})", "'raise' or 'warn'", "use one of them")
+            )
         if isinstance(self.algorithm, str):
             object.__setattr__(self, "algorithm", algorithm_from_name(self.algorithm))
         if self.norm not in ("seminorm", "full") and not callable(self.norm):
             raise InputError(
                 explain(f"BacksolveAdjoint(norm={self.norm!r})", "'seminorm', 'full' or a callable", "use 'seminorm'")
             )
+
+
+SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (CheckpointedAdjoint, DirectAdjoint, BacksolveAdjoint)
+
+
+def as_sensealg(sensealg: SensitivityAlgorithm | None) -> SensitivityAlgorithm:
+    """The sensitivity algorithm itself, or the default for None.
+
+    Raises
+    ------
+    InputError
+        For anything else, a name or a class included; the message lists the nearest ones.
+    """
+    if sensealg is None:
+        return CheckpointedAdjoint()
+    if isinstance(sensealg, SensitivityAlgorithm):
+        return sensealg
+    name = sensealg.__name__ if isinstance(sensealg, type) else str(sensealg)
+    table = {cls.__name__.lower(): cls.__name__ for cls in SENSEALGS}
+    table |= {key.removesuffix("adjoint"): full for key, full in table.items()}
+    near = [table[key] for key in difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.5)]
+    choices = " or ".join(f"sensealg={x}()" for x in dict.fromkeys(near or table.values()))
+    raise InputError(
+        explain(
+            f"sensealg is {sensealg!r}",
+            f"a sensitivity algorithm object, one of {', '.join(cls.__name__ for cls in SENSEALGS)}",
+            f"write {choices}",
+        )
+    )

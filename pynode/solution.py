@@ -165,7 +165,10 @@ class Solution:
                 )
             )
         low, high = min(self._span), max(self._span)
-        if not bool(((times >= low) & (times <= high)).all()):
+        # The end of the span may have been rounded to the dtype of ``times``.
+        inside = times.detach().double().clamp(low, high)
+        slack = torch.finfo(times.dtype).eps * max(abs(low), abs(high))
+        if not bool(((times.detach() - inside).abs() <= slack).all()):
             raise InputError(
                 explain(
                     f"sol(t) got times from {times.min().item():.9g} to {times.max().item():.9g}",
@@ -173,7 +176,7 @@ class Solution:
                     "solve over a longer span; a Solution does not extrapolate",
                 )
             )
-        return times
+        return times + (inside - times.detach())
 
     def __repr__(self) -> str:
         forward, backward = self.stats.forward, self.stats.backward

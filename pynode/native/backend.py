@@ -50,23 +50,47 @@ class NativeRecord:
 
     def stepper(self, field: Field, algorithm: Algorithm | None = None) -> Stepper:
         """A stepper that records nothing."""
-        return RungeKutta(_tableau(algorithm or self.request.algorithm), field)
+        tableau = _tableau(algorithm or self.request.algorithm)
+        return self._steppers()[0](tableau, field)
 
     def taped_stepper(self, field: Field) -> Stepper:
         """A stepper autograd can record."""
-        return TapedRungeKutta(_tableau(self.request.algorithm), field)
+        return self._steppers()[1](_tableau(self.request.algorithm), field)
+
+    def _steppers(self) -> tuple[type[RungeKutta], type[TapedRungeKutta]]:
+        if not self.request.compile:
+            return RungeKutta, TapedRungeKutta
+        from pynode.native.compiled import CompiledRungeKutta, CompiledTapedRungeKutta  # imports torch's compiler
+
+        return CompiledRungeKutta, CompiledTapedRungeKutta
 
     def is_boundary(self, times: list[float], n: int) -> bool:
         """Whether a save time that equals boundary ``n`` is that boundary, also for its gradient."""
         if not self.request.time_gradient:
             return True
-        own = self.request.own_times or times is not self.request.times
-        return not own and (not self.request.algorithm.adaptive or n == self.trajectory.steps)
+        if self.request.save_steps and times is self.saved:
+            return True
+        own = self.request.own_times or (times is not self.request.times and times is not self.saved)
+        return not own and (self._is_last(n) or self._steps_over_t)
+
+    @property
+    def _steps_over_t(self) -> bool:
+        """Whether the entries of ``t`` are the boundaries."""
+        algorithm = self.request.algorithm
+        return isinstance(algorithm, FixedStep) and algorithm.dt is algorithm.steps is algorithm.mesh is None
+
+    def _is_last(self, n: int) -> bool:
+        return n == self.trajectory.steps and self.trajectory.mesh[n] == self.request.problem.times[-1]
 
     def free_boundaries(self, gradient: Tensor) -> Tensor:
         """The part of a gradient of all boundaries that belongs to those which depend on ``t``: the ends of an
         adaptive solve (its inner steps are frozen), every boundary of a fixed one."""
-        return gradient[[0, -1]] if self.request.algorithm.adaptive else gradient
+        if not self.request.algorithm.adaptive:
+            return gradient
+        ends = gradient[[0, -1]]
+        if not self._is_last(self.trajectory.steps):  # a solve that failed ended at a time of its own
+            ends[1] = 0.0
+        return ends
 
     def anchors(self, times: list[float]) -> Tensor:
         """States (m, n) at ``times``."""
@@ -77,13 +101,16 @@ class NativeRecord:
     def backward_mesh(self, algorithm: Algorithm, t: float, t1: float) -> list[float]:
         """Boundaries for a fixed-step solve back from ``t`` to ``t1``."""
         assert isinstance(algorithm, FixedStep)
+        ends = torch.tensor([t, t1], dtype=torch.float64)
+        if algorithm.mesh is not None and algorithm is not self.request.algorithm:
+            own: list[float] = mesh_of(algorithm, ends).tolist()
+            return own
         if algorithm.dt is None:
             forward = self.trajectory.mesh
             inner = [x for x in forward if min(t, t1) < x < max(t, t1)]
             # The forward solve's boundaries, where it was a fixed one; else a subdivision of this interval alone.
             if not self.request.algorithm.adaptive:
                 return [t, *sorted(inner, reverse=t1 < t), t1]
-        ends = torch.tensor([t, t1], dtype=torch.float64)
         boundaries: list[float] = mesh_of(dataclasses.replace(algorithm, mesh=None), ends).tolist()
         return boundaries
 
@@ -128,13 +155,22 @@ class NativeBackend:
         if taped and request.time_gradient:
             clock, tensor = self._clock(request, mesh), request.times_tensor
         with torch.set_grad_enabled(taped):
-            y0 = problem.y0 if taped else problem.y0.detach()
+            # A copy, as the dense output must survive whatever happens to the user's tensor.
+            y0 = (problem.y0 if taped else problem.y0.detach()).clone()
             field = problem.field(request.stats.forward)
             if taped:
                 field = _CountedPullbacks(field, request)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
-            recorder = SaveRecorder(request.times, y0, trajectory, request.save_steps, clock, tensor, request.own_times)
+            recorder = SaveRecorder(
+                request.times,
+                y0,
+                trajectory,
+                request.save_steps,
+                clock,
+                tensor,
+                lambda n: record.is_boundary(request.times, n),
+            )
             derivative = None if taped or request.dependencies is None else request.dependencies.derivative
             common = {"derivative": derivative, "observer": request.observer, "clock": clock}
             if mesh is not None:
@@ -186,6 +222,7 @@ class NativeBackend:
             dt0=request.dt0,
             dtmin=request.dtmin,
             dtmax=request.dtmax,
+            force_dtmin=request.force_dtmin,
             stops=request.tstops,
             jumps=request.jumps,
         )
@@ -221,7 +258,8 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
     if not trajectory.kept:
         raise UnsupportedError(
             explain(
-                f"sol(t) was called on a solve that kept no states ({request.sensealg.name} has constant memory)",
+                "sol(t) was called on a solve that kept no states "
+                f"({'SaveAt(dense=False)' if request.dense is False else request.sensealg.name + ': constant memory'})",
                 "a solve with dense output",
                 "solve with saveat=SaveAt(dense=True), or put the times into t",
             )
@@ -229,16 +267,22 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
     taped = record.taped and torch.is_grad_enabled()
     with torch.set_grad_enabled(taped):
         field = request.problem.field(request.stats.forward)
+        if trajectory.steps == 0:  # the solve failed at once: there is nothing but its start
+            y0 = request.problem.y0
+            return (field(field.time(times[0]), y0) if derivative else y0).expand(len(times), -1)
         stepper = record.taped_stepper(field) if taped else record.stepper(field)
         at_step: dict[int, list[int]] = {}
         for index, t in enumerate(times):
             at_step.setdefault(trajectory.step_at(t), []).append(index)
         rows: list[Tensor | None] = [None] * len(times)
+        clock: Callable[[float], Any] = float
+        if taped and request.time_gradient:
+            clock = NativeBackend._clock(request, None if request.algorithm.adaptive else mesh_of(request.algorithm, request.problem.t))
         differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
         for n, y in trajectory.states(sorted(at_step), stepper):
-            t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
+            t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             stepper.begin(t, y, jump=trajectory.jump_after(n))
-            stepper.attempt(t, t1 - t, y, trajectory.jump_before(n))
+            stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
             inside = at_step[n]
             points: Any = times
             if differentiable_times and times_tensor is not None:

@@ -35,10 +35,11 @@ class ErrorNorm:
         unpack: Callable[[Tensor], Any] | None = None,
         part: slice | None = None,
     ) -> None:
-        self.rtol, self.atol = rtol, atol
+        self._rtol, self._atol = rtol, atol
+        self._as_tensors: tuple[Tensor, Tensor] | None = None
         self._norm, self._unpack = norm, unpack
         self._part = part
-        self._floor = not isinstance(atol, Tensor) and atol == 0
+        self._floor = False
         self._start: Tensor | None = None
         self._end: Tensor | None = None
         self._scale: Tensor | None = None
@@ -46,7 +47,7 @@ class ErrorNorm:
     def start(self, y: Tensor) -> None:
         """Make ``y`` the state at the start of the coming step."""
         self._start = self._take(y).abs()
-        self._scale = self._scaled(self._start.clone())
+        self._scale = self._scaled(self._start)
 
     def between(self, y1: Tensor) -> None:
         """Scale for a step that ends in ``y1``."""
@@ -58,12 +59,16 @@ class ErrorNorm:
         """The step is accepted: its end is the next start."""
         self._start = self._end
 
-    def __call__(self, error: Tensor) -> float:
-        """The norm of ``error`` (n,) in the current scale; NaN where the error is not finite."""
+    def __call__(self, error: Tensor, factor: float = 1.0) -> float:
+        """The norm of ``factor * error`` (n,) in the current scale; NaN where the error is not finite."""
         assert self._scale is not None
         ratio = self._take(error) / self._scale
         if self._norm is None:
-            return math.sqrt(torch.dot(ratio, ratio).item() / ratio.numel())
+            square = torch.dot(ratio, ratio).item()
+            if square == math.inf:
+                return abs(factor) * _large_rms(ratio)
+            return abs(factor) * math.sqrt(square / ratio.numel())
+        ratio = ratio * factor
         return float(self._norm(ratio if self._unpack is None else self._unpack(ratio)))
 
     def _take(self, x: Tensor) -> Tensor:
@@ -72,6 +77,20 @@ class ErrorNorm:
         return x if self._part is None else x[self._part]
 
     def _scaled(self, size: Tensor) -> Tensor:
-        scale = size.mul_(self.rtol).add_(self.atol)
+        if self._as_tensors is None:  # tensor operands are much cheaper than numbers in a small operation
+            rtol, atol = (torch.as_tensor(x, dtype=size.dtype, device=size.device) for x in (self._rtol, self._atol))
+            self._as_tensors = rtol, atol
+            self._floor = bool((atol < torch.finfo(size.dtype).tiny).any())
+        rtol, atol = self._as_tensors
+        scale = torch.addcmul(atol, size, rtol)
         # Purely relative control of a component that is zero would divide by zero.
         return scale.clamp_(min=torch.finfo(scale.dtype).tiny) if self._floor else scale
+
+
+def _large_rms(ratio: Tensor) -> float:
+    """Root mean square of numbers whose squares overflow."""
+    largest = ratio.abs().max()
+    if not bool(torch.isfinite(largest)):
+        return math.inf
+    scaled = ratio / largest
+    return largest.item() * math.sqrt(torch.dot(scaled, scaled).item() / ratio.numel())

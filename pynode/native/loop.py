@@ -53,16 +53,17 @@ class Stepping:
     dt0: float | None = None
     dtmin: float = 0.0
     dtmax: float = math.inf
+    force_dtmin: bool = False
     stops: Sequence[float] = ()
     jumps: frozenset[float] = field(default_factory=frozenset)
 
 
-def _h(t: float, t1: float, clock: Clock | None) -> tuple[Any, Any]:
-    """Start and length of a step; tensors where the clock makes its ends differentiable."""
+def _h(t: float, t1: float, clock: Clock | None) -> tuple[Any, Any, Any]:
+    """Start, length and end of a step; tensors where the clock makes its ends differentiable."""
     if clock is None:
-        return t, t1 - t
-    start = clock(t)
-    return start, clock(t1) - start
+        return t, t1 - t, t1
+    start, end = clock(t), clock(t1)
+    return start, end - start, end
 
 
 def integrate_fixed(
@@ -88,16 +89,16 @@ def integrate_fixed(
     def edge(t: float, towards: float) -> float:
         return towards if perturb or t in jumps else 0.0
 
-    stepper.begin(
-        mesh[0] if clock is None else clock(mesh[0]), y, None if perturb else derivative, edge(mesh[0], ahead)
-    )
+    stepper.begin(mesh[0] if clock is None else clock(mesh[0]), y, derivative, edge(mesh[0], ahead))
+    if not _finite(stepper.derivative()):
+        return Outcome(ReturnCode.InitialFailure, mesh[0], y, "f(t0, y0) has a NaN or an infinity")
     last = len(mesh) - 2
     for i in range(last + 1):
         t, t1 = mesh[i], mesh[i + 1]
-        start, h = _h(t, t1, clock)
+        start, h, end = _h(t, t1, clock)
         if observer is not None:
             observer.step(t, y, t1 - t)
-        y1 = stepper.attempt(start, h, y, edge(t1, -ahead))
+        y1 = stepper.attempt(start, h, y, edge(t1, -ahead), end)
         counts.accepted += 1
         recorder.accept(stepper, t, t1, y, y1)
         y = y1
@@ -149,24 +150,31 @@ def integrate_adaptive(
         size = stepping.dt0
     else:
         size = initial_step(stepper, norm, t, y, abs(t_end - t) * sign, counts)
-    size = min(size, stepping.dtmax)
+    size = max(min(size, stepping.dtmax), stepping.dtmin, 4.0 * math.ulp(t))
     history = START
     ratio = math.nan
+    stretch = 1.01
     for _ in range(stepping.max_steps):
         floor = max(stepping.dtmin, 4.0 * math.ulp(t))
+        if stepping.force_dtmin:
+            size = max(size, stepping.dtmin)
         proposed = size
-        # A step that would leave a sliver before the target is stretched over it.
-        clipped = size * 1.01 >= (target - t) * sign
+        # A step that would leave a sliver before the target is stretched over it: not beyond dtmax, and not after a
+        # rejection, or the step just rejected would be tried again.
+        left = (target - t) * sign
+        clipped = size >= left or size * stretch >= left <= stepping.dtmax * (1.0 + 1e-9)
         t1 = target if clipped else t + sign * size
         if not clipped and size < floor:
             return _too_small(stepper, t, y, size, floor, ratio, stepping)
-        start, h = _h(t, t1, clock)
+        start, h, end = _h(t, t1, clock)
         if observer is not None:
             observer.step(t, y, t1 - t)
-        y1 = stepper.attempt(start, h, y, -ahead if t1 in jumps else 0.0)
+        y1 = stepper.attempt(start, h, y, -ahead if t1 in jumps else 0.0, end)
         norm.between(y1)
         ratio = stepper.error_ratio(norm)
         accepted, factor, history = controller.propose(ratio, order, history)
+        if stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin and math.isfinite(ratio):
+            accepted = True
         if not accepted:
             counts.rejected += 1
             if observer is not None:
@@ -174,7 +182,9 @@ def integrate_adaptive(
             if clipped and abs(t1 - t) < floor:
                 return _too_small(stepper, t, y, abs(t1 - t), floor, ratio, stepping)
             size = abs(t1 - t) * factor
+            stretch = 1.0
             continue
+        stretch = 1.01
         counts.accepted += 1
         if observer is not None:
             observer.accepted(t, y, t1 - t)
@@ -213,15 +223,12 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
         y = y.detach()
         d0, d1 = norm(y), norm(f0)
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-        h0 = min(h0, abs(span))
+        h0 = min(h0 if h0 > 0 else 1e-6, abs(span))  # neither 0 nor NaN, whatever a norm overflowed to
         h = math.copysign(h0, span)
         field_ = stepper.field
         f1 = field_(field_.time(t + h), torch.add(y, f0, alpha=h))
         d2 = norm(f1 - f0) / h0
-    if max(d1, d2) <= 1e-15:
-        h1 = max(1e-6, h0 * 1e-3)
-    else:
-        h1 = (0.01 / max(d1, d2)) ** (1.0 / stepper.error_order)
+    h1 = max(1e-06, h0 * 0.001) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1.0 / stepper.error_order)
     size = min(100.0 * h0, h1, abs(span))
     return size if size > 0 else h0  # a non-finite f1 compares false everywhere: start at h0 and let steps shrink
 

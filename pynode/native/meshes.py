@@ -11,6 +11,8 @@ from pynode.algorithms import FixedStep
 from pynode.errors import InputError, explain
 from pynode.problem import check_times
 
+_LIMIT = 100_000_000  # boundaries of one mesh: 0.8 GB
+
 
 def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
     """Boundaries (N + 1,) in float64 from ``t[0]`` to ``t[-1]``.
@@ -36,11 +38,28 @@ def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
                 )
             )
         given = given.to(device=t.device, dtype=torch.float64)
+        # Only the rounded ends may lie outside, not what is between them.
+        inner = [x for x in boundaries[1:-1] if not min(ends) < x < max(ends)]
+        if inner:
+            raise InputError(
+                explain(
+                    f"{algorithm.name}(mesh=...) returned the inner boundary {inner[0]:.17g}",
+                    f"inner boundaries strictly between {ends[0]:.17g} and {ends[1]:.17g}",
+                    "compute the mesh in float64",
+                )
+            )
         return torch.cat([start[None], given[1:-1], end[None]])
     span = end - start
     if algorithm.dt is not None:
         # The sliver that rounding leaves (0.1 * 10 against 1) is no step of its own.
-        count = max(1, math.ceil(abs(span.item()) / algorithm.dt * (1.0 - 1e-9)))
+        wanted = abs(span.item()) / algorithm.dt
+        if wanted > _LIMIT:
+            raise InputError(
+                explain(
+                    f"{algorithm.name}(dt={algorithm.dt}) means {wanted:.3g} steps", f"at most {_LIMIT:.0e}", "raise dt"
+                )
+            )
+        count = max(1, math.ceil(wanted * (1.0 - 1e-9)))
         offsets = torch.arange(count, dtype=torch.float64, device=t.device) * math.copysign(algorithm.dt, span.item())
         return torch.cat([start + offsets, end[None]])
     if algorithm.steps is not None:

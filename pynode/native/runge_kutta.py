@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ from torch import Tensor
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field
 
-Measure = Callable[[Tensor], float]
+Measure = Callable[[Tensor, float], float]
 
 
 class _Coefficients:
     """A tableau's numbers as tensors of the state's dtype on its device."""
 
-    def __init__(self, tableau: Tableau, field: Field) -> None:
+    def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
         self.tableau = tableau
-        self.dtype, self.device = field.layout.dtype, field.layout.device
+        self.dtype, self.device = dtype, device
         stages = len(tableau.c)
         self.c = (*tableau.c, *tableau.dense_c)
         self.a = [self.tensor(row) for row in (*tableau.a, *tableau.dense_a)]
@@ -33,6 +33,10 @@ class _Coefficients:
         self.error = [self.tensor(e) for e in (tableau.b_error, tableau.b_error_low) if e is not None]
         self.main = stages
         self.all = stages + len(tableau.dense_c)
+        #: Per stage the stages with a weight in its row, and those weights; the last entry is that of ``b``.
+        rows = (*tableau.a, *tableau.dense_a, tableau.b)
+        self.used = [[j for j, weight in enumerate(row) if weight] for row in rows]
+        self.weights = [self.tensor([row[j] for j in used]) for row, used in zip(rows, self.used, strict=True)]
         #: Stages that the propagated solution needs.
         self.needed = max(i for i, weight in enumerate(tableau.b) if weight) + 1
 
@@ -42,17 +46,22 @@ class _Coefficients:
     @cached_property
     def dense(self) -> Tensor:
         """Dense-output polynomials, shape (degree, stages), float64 as theta is."""
-        return torch.tensor(self.tableau.dense_b, dtype=torch.float64).t().contiguous().to(self.device)
+        with torch.inference_mode(False):  # as in _coefficients
+            return torch.tensor(self.tableau.dense_b, dtype=torch.float64).t().contiguous().to(self.device)
 
     def dense_weights(self, thetas: Tensor, derivative: bool) -> Tensor:
         """Weights of the stages at fractions ``thetas`` (m,) of the step, shape (m, stages)."""
         degree = self.dense.shape[0]
         powers = torch.arange(1, degree + 1, dtype=torch.float64, device=self.device)
-        if derivative:
-            basis = powers * thetas[:, None] ** (powers - 1)
-        else:
-            basis = thetas[:, None] ** powers
+        basis = powers * thetas[:, None] ** (powers - 1) if derivative else thetas[:, None] ** powers
         return (basis @ self.dense).to(self.dtype)
+
+
+@lru_cache(maxsize=256)
+def _coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> _Coefficients:
+    # Made under no inference mode, so that a tape may use them later.
+    with torch.inference_mode(False):
+        return _Coefficients(tableau, dtype, device)
 
 
 def _combined(ratios: list[float]) -> float:
@@ -83,16 +92,15 @@ class RungeKutta:
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field
-        self.coefficients = k = _Coefficients(tableau, field)
+        self.coefficients = k = _coefficients(tableau, field.layout.dtype, field.layout.device)
         self.order = tableau.order
         self.error_order = tableau.error_order or tableau.order
         self._fsal = tableau.fsal
         layout = field.layout
         self._buffer = torch.empty(k.all, layout.size, dtype=layout.dtype, device=layout.device)
         self._rows = [layout.row_view(row) for row in self._buffer.unbind()]
-        self._prefix = [self._buffer[:i].t() for i in range(k.all + 1)]
+        self._prefix = [self._buffer[:i].t() for i in range(k.main + 1)]
         self._write = layout.writer()
-        self._unpack = layout.unpack
         # Consecutive stages at one abscissa share their time tensor.
         self._same_time = [i > 0 and k.c[i] == k.c[i - 1] for i in range(k.all)]
 
@@ -100,48 +108,45 @@ class RungeKutta:
         """Evaluate what the first step needs. ``derivative``: f(t, y) where it is known already; ``jump``: infinity
         in the direction of integration where ``f`` is to be evaluated just after ``t``."""
         if derivative is None:
-            derivative = self.field(self._at(t, jump), y)
+            derivative = self.field.check_pure(self._at(t, jump), y)
         self._buffer[0].copy_(derivative)
 
     def derivative(self) -> Tensor:
         """f(t, y) at the start of the coming step."""
         return self._buffer[0]
 
-    def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0) -> Tensor:
-        """The state at ``t + h``. ``jump``: minus infinity in the direction of integration where ``f`` is to be
-        evaluated just before ``t + h``."""
-        k, field, prefix, rows, write, unpack = (
-            self.coefficients,
-            self.field,
-            self._prefix,
-            self._rows,
-            self._write,
-            self._unpack,
-        )
+    def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0, end: float | None = None) -> Tensor:
+        """The state at ``end``, which ``t + h`` equals only up to rounding. ``jump``: minus infinity in the direction
+        of integration where ``f`` is to be evaluated just before ``end``."""
+        # This loop is the whole cost beside f: one combination, one view, one time and one copy per stage.
         self._start = (t, h, y, jump)
+        self._end_time = t + h if end is None else end
+        field, prefix, rows, same_time = self.field, self._prefix, self._rows, self._same_time
+        weights, write, unpack = self.coefficients.a, self._write, field.layout.unpack
+        f, args, counts, stage_time = field.f, field.args, field.counts, self._stage_time
+        addmv, state = torch.addmv, y
         time: Tensor | None = None
-        state = y
-        for i in range(1, k.main):
-            state = torch.addmv(y, prefix[i], k.a[i], alpha=h)
-            if time is None or not self._same_time[i]:
-                time = self._stage_time(i)
-            field.counts.nfe += 1
-            write(field.f(time, unpack(state), *field.args), rows[i])
-        return state if self._fsal else torch.addmv(y, prefix[k.main], k.b, alpha=h)
+        for i in range(1, self.coefficients.main):
+            state = addmv(y, prefix[i], weights[i], alpha=h)
+            if time is None or not same_time[i]:
+                time = stage_time(i)
+            counts.nfe += 1
+            write(f(time, unpack(state), *args), rows[i])
+        return state if self._fsal else addmv(y, prefix[-1], self.coefficients.b, alpha=h)
 
     def error_ratio(self, measure: Measure) -> float:
-        """Norm of the last attempt's error estimate over its tolerance, as ``measure`` sees it."""
-        h, k = self._start[1], self.coefficients
-        transposed = self._prefix[k.main]
-        ratios = [measure(torch.mv(transposed, error).mul_(h)) for error in k.error]
+        """Norm of the last attempt's error estimate over its tolerance; ``measure(error, factor)`` gives the norm of
+        ``factor * error``."""
+        h = self._start[1]
+        ratios = [measure(torch.mv(self._prefix[-1], error), h) for error in self.coefficients.error]
         return ratios[0] if len(ratios) == 1 else _combined(ratios)
 
     def interpolate(self, thetas: Sequence[float], derivative: bool = False) -> Tensor:
         """States (or time derivatives) at fractions ``thetas`` of the last attempted step, shape (m, n)."""
-        t, h, y, _ = self._start
+        _t, h, y, _ = self._start
         k = self.coefficients
         for i in range(k.main, k.all):
-            state = torch.addmv(y, self._prefix[i], k.a[i], alpha=h)
+            state = torch.addmv(y, self._buffer[:i].t(), k.a[i], alpha=h)
             self._buffer[i].copy_(self.field(self._stage_time(i), state))
         weights = k.dense_weights(torch.tensor(thetas, dtype=torch.float64, device=k.device), derivative)
         stages = self._buffer[: k.all]
@@ -157,10 +162,10 @@ class RungeKutta:
     def _stage_time(self, i: int) -> Tensor:
         t, h, _, jump = self._start
         c = self.coefficients.c[i]
-        return self._at(t + c * h if c != 1.0 else t + h, jump if c == 1.0 else 0.0)
+        return self._at(self._end_time, jump) if c == 1.0 else self._at(t + c * h, 0.0)
 
     def _at(self, t: float, jump: float) -> Tensor:
-        time = self.field.time(t)
+        time = torch.scalar_tensor(t, dtype=self.coefficients.dtype, device=self.coefficients.device)
         return _nudged(time, jump) if jump else time
 
 
@@ -169,38 +174,36 @@ class TapedRungeKutta:
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field
-        self.coefficients = k = _Coefficients(tableau, field)
+        self.coefficients = k = _coefficients(tableau, field.layout.dtype, field.layout.device)
         self.order = tableau.order
         self.error_order = tableau.error_order or tableau.order
         self._fsal = tableau.fsal
-        rows = [*tableau.a, *tableau.dense_a]
-        self._nonzero = [[j for j, weight in enumerate(row) if weight] for row in rows]
-        self._a = [k.tensor([row[j] for j in used]) for row, used in zip(rows, self._nonzero, strict=True)]
-        self._b_used = [j for j, weight in enumerate(tableau.b) if weight]
-        self._b = k.tensor([tableau.b[j] for j in self._b_used])
         self._stages: list[Tensor] = []
 
     def begin(self, t: float | Tensor, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
-        self._stages = [self.field(self._at(t, jump), y) if derivative is None else derivative]
+        self._stages = [self.field.check_pure(self._at(t, jump), y) if derivative is None else derivative]
 
     def derivative(self) -> Tensor:
         return self._stages[0]
 
-    def attempt(self, t: float | Tensor, h: float | Tensor, y: Tensor, jump: float = 0.0) -> Tensor:
+    def attempt(
+        self, t: float | Tensor, h: float | Tensor, y: Tensor, jump: float = 0.0, end: float | Tensor | None = None
+    ) -> Tensor:
         self._start = (t, h, y, jump)
+        self._end_time = t + h if end is None else end
         self._stages = self._stages[:1]
         k = self.coefficients
         self._need(k.needed)
-        self._end = self._sum(self._b, self._b_used)
+        self._end = self._sum(-1)
         return self._end
 
     def error_ratio(self, measure: Measure) -> float:
         k = self.coefficients
         self._need(k.main)
         with torch.no_grad():
-            h = self._start[1]
+            h = float(self._start[1])
             stages = torch.stack(self._stages[: k.main]).detach().t()
-            return _combined([measure(torch.mv(stages, error) * h) for error in k.error])
+            return _combined([measure(torch.mv(stages, error), h) for error in k.error])
 
     def interpolate(self, thetas: Sequence[float] | Sequence[Tensor], derivative: bool = False) -> Tensor:
         k = self.coefficients
@@ -223,13 +226,15 @@ class TapedRungeKutta:
         for i in range(len(self._stages), count):
             # The last stage of a first-same-as-last method sits at the step's end, which is known by then.
             last = self._fsal and i == k.main - 1
-            state = self._end if last else self._sum(self._a[i], self._nonzero[i])
+            state = self._end if last else self._sum(i)
             t, h, _, jump = self._start
-            self._stages.append(self.field(self._at(t + k.c[i] * h, jump if k.c[i] == 1.0 else 0.0), state))
+            time = self._at(self._end_time, jump) if k.c[i] == 1.0 else self._at(t + k.c[i] * h, 0.0)
+            self._stages.append(self.field(time, state))
 
-    def _sum(self, weights: Tensor, used: list[int]) -> Tensor:
-        """``y + h * sum_j weights_j k_j``."""
+    def _sum(self, row: int) -> Tensor:
+        """``y + h * sum_j a_ij k_j`` of a row of the tableau."""
         _, h, y, _ = self._start
+        weights, used = self.coefficients.weights[row], self.coefficients.used[row]
         stages = torch.stack([self._stages[j] for j in used]).t()
         if isinstance(h, Tensor):
             return y + h * torch.mv(stages, weights)

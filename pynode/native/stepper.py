@@ -27,12 +27,13 @@ class Stepper(Protocol):
         """f(t, y) at the start of the coming step."""
         ...
 
-    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0) -> Tensor:
-        """The state at ``t + h``."""
+    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
+        """The state at ``end``, which ``t + h`` equals only up to rounding (and which is that by default)."""
         ...
 
-    def error_ratio(self, measure: Callable[[Tensor], float]) -> float:
-        """Error of the last attempt over its tolerance, as ``measure`` sees it."""
+    def error_ratio(self, measure: Callable[[Tensor, float], float]) -> float:
+        """Error of the last attempt over its tolerance; ``measure(error, factor)`` gives the norm of
+        ``factor * error``."""
         ...
 
     def interpolate(self, thetas: Sequence[Any], derivative: bool = False) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -84,12 +84,12 @@ class Trajectory:
             at = n
             yield n, y
 
-    def backward(self, stepper: Stepper) -> Iterator[tuple[int, Tensor]]:
-        """``(n, state at the start of step n)`` from the last step to the first, one segment between two stored
+    def backward(self, stepper: Stepper, start: int) -> Iterator[tuple[int, Tensor]]:
+        """``(n, state at the start of step n)`` from step ``start`` down to the first, one segment between two stored
         states in memory at a time."""
-        for stored in range(len(self._states) - 1, -1, -1):
+        for stored in range(start // self._stride, -1, -1):
             first = stored * self._stride
-            last = min(first + self._stride, self.steps) - 1
+            last = min(first + self._stride - 1, start)
             segment = [self._states[stored], *self._replayed(first, last, self._states[stored], stepper)]
             for n in range(last, first - 1, -1):
                 yield n, segment.pop()
@@ -103,7 +103,7 @@ class Trajectory:
                 stepper.begin(t, y, jump=self.jump_after(n))
             else:
                 stepper.advance(t, y)
-            y = stepper.attempt(t, t1 - t, y, self.jump_before(n))
+            y = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
             states.append(y)
         return states
 
@@ -123,8 +123,8 @@ class SaveRecorder:
         Makes step boundaries differentiable.
     tensor : Tensor (m,), optional
         Makes ``times`` differentiable.
-    own_times : bool
-        ``tensor`` was given apart from the ends of the span: its gradient does not pass through them.
+    is_boundary : callable, optional
+        ``is_boundary(n)``: whether a time of ``tensor`` that equals boundary ``n`` is that boundary, its gradient included.
     """
 
     def __init__(
@@ -135,9 +135,9 @@ class SaveRecorder:
         every_step: bool,
         clock: Clock | None = None,
         tensor: Tensor | None = None,
-        own_times: bool = False,
+        is_boundary: Callable[[int], bool] | None = None,
     ) -> None:
-        self._own_times = own_times
+        self._posed = is_boundary
         self.trajectory = trajectory
         self.saved: list[float] = []
         self._times, self._tensor = times, tensor
@@ -166,18 +166,18 @@ class SaveRecorder:
             return
         self._next = last
         self.saved += times[first:last]
-        at_end = times[last - 1] == t1 and self._is_boundary(t1)
+        at_end = times[last - 1] == t1 and self._is_boundary()
         inner = last - 1 if at_end else last
         if inner > first:
             self._chunks.append(stepper.interpolate(self._thetas(t, t1, first, inner)))
         if at_end:
             self._chunks.append(y1[None])
 
-    def _is_boundary(self, t1: float) -> bool:
+    def _is_boundary(self) -> bool:
         """Whether a save time at the end of a step is the state there; not so if its gradient is its own."""
         if self._tensor is None:
             return True
-        return not self._own_times and self._clock is not None and isinstance(self._clock(t1), Tensor)
+        return self._posed is not None and self._posed(self.trajectory.steps)
 
     def _thetas(self, t: float, t1: float, first: int, last: int) -> Sequence[Any]:
         if self._clock is None and self._tensor is None:
@@ -188,5 +188,5 @@ class SaveRecorder:
         return [(x - start) / (end - start) for x in points[first:last]]
 
     def values(self) -> Tensor:
-        """Saved states, (m, n)."""
-        return self._chunks[0] if len(self._chunks) == 1 else torch.cat(self._chunks)
+        """Saved states, (m, n), sharing no memory with the trajectory's."""
+        return torch.cat(self._chunks)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pynode.backends import Gradients
+from pynode.errors import GradientError, explain
 
 if TYPE_CHECKING:
     from pynode.native.backend import NativeRecord
@@ -75,10 +77,13 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     mesh_gradient = torch.zeros(len(trajectory.mesh), dtype=torch.float64) if time_gradients else None
     times_gradient = torch.zeros(len(times), dtype=torch.float64) if time_gradients else None
 
-    for n, state in trajectory.backward(replay):
+    # The state that the first repeated step has to end in, where it is known.
+    known: Tensor | None = None
+    if record.saved and record.saved[-1] == trajectory.mesh[-1] and trajectory.steps - 1 in at_step:
+        known = record.values[-1] if record.values._version == 0 else None  # None where the user wrote into ys
+    repeatable = False
+    for n, state in trajectory.backward(replay, max(at_step, default=-1)):
         here = at_step.get(n, [])
-        if adjoint is None and not here:
-            continue
         t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
         plain = [i for i in here if times[i] == t1 and record.is_boundary(times, n + 1)]
         inner = [i for i in here if i not in plain]
@@ -95,15 +100,19 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
                 h = end - start
                 thetas = [(x - start) / h for x in points]
             else:
-                start, h, own = t, t1 - t, [y]
+                start, end, h, own = t, t1, t1 - t, [y]
                 thetas = [(times[i] - t) / h for i in inner]
             taped.begin(start, y, jump=trajectory.jump_after(n))
-            y1 = taped.attempt(start, h, y, trajectory.jump_before(n))
+            y1 = taped.attempt(start, h, y, trajectory.jump_before(n), end)
             outputs, seeds = ([y1], [adjoint]) if adjoint is not None else ([], [])
             if inner:
                 outputs.append(taped.interpolate(thetas))
                 seeds.append(cotangents[inner])
-        dependencies.check_reached(taped.derivative(), [*own, *arguments])
+        if known is not None and not repeatable:
+            _check_repeated(y1.detach(), known, state, t)
+            repeatable = True
+        known = state
+        dependencies.check_reached(outputs, [*own, *arguments])
         gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
         counts.nvjp += counts.nfe - before
         counts.accepted += 1
@@ -120,6 +129,9 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
         adjoint = cotangents[i] if adjoint is None else adjoint + cotangents[i]
     if adjoint is None:
         adjoint = torch.zeros_like(cotangents[0])
+    if not at_step:
+        # No state after the initial one has a cotangent: the gradient of what f depends on is zero.
+        sums.sums = [*map(torch.zeros_like, arguments), *dependencies.zeros()]
     return Gradients(
         y0=adjoint,
         mesh=None if mesh_gradient is None else record.free_boundaries(mesh_gradient),
@@ -127,3 +139,19 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
         arguments=sums.sums[: len(arguments)],
         parameters=sums.sums[len(arguments) :],
     )
+
+
+def _check_repeated(found: Tensor, end: Tensor, start: Tensor, t: float) -> None:
+    """Raise GradientError unless a repeated step ended where it had ended in the forward solve, up to rounding."""
+    size = max(end.abs().max().item(), start.abs().max().item())
+    distance = (found - end).abs().max().item()
+    if not distance <= math.sqrt(torch.finfo(end.dtype).eps) * size:
+        raise GradientError(
+            explain(
+                f"the step from t = {t:.6g}, repeated for the gradient, ended {distance:.3g} from where it had ended in "
+                "the forward solve: f gave other values than before",
+                "the same f in the backward pass as in the solve",
+                "take randomness out of f (.eval() for dropout, noise passed through args=), change neither f nor what "
+                "it uses before the backward pass, or use DirectAdjoint()",
+            )
+        )

@@ -1,0 +1,173 @@
+"""Peak memory of a gradient against the number of steps, for each sensitivity algorithm."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pynode
+from pynode.bench import Claim, Report, Table
+from pynode.bench.fields import Mild
+
+SUMMARY = "peak memory of a gradient against the number of steps"
+
+STEPS = (10, 100, 1000)
+
+#: The sensitivity algorithms that are compared, as functions of the number of steps.
+SENSEALGS: dict[str, Callable[[int], pynode.SensitivityAlgorithm]] = {
+    "DirectAdjoint": lambda steps: pynode.DirectAdjoint(),
+    "CheckpointedAdjoint": lambda steps: pynode.CheckpointedAdjoint(),
+    "CheckpointedAdjoint(checkpoints=sqrt N)": lambda steps: pynode.CheckpointedAdjoint(
+        checkpoints=max(2, math.ceil(math.sqrt(steps)))
+    ),
+    "BacksolveAdjoint": lambda steps: pynode.BacksolveAdjoint(),
+}
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages made by torch operations inside the context, while they live.
+
+    Views share their storage and cost nothing; what existed before does not count. Memory a kernel takes and returns
+    within one operation is not seen.
+
+    Attributes
+    ----------
+    live, peak : int
+        Bytes alive now, and the most there have been.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
+        self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            if id(storage) in self._watches:
+                continue
+            # Operations that write into or look at an existing tensor return its storage: no allocation.
+            if not any(storage is given for given in _storages((args, tuple(kwargs.values())))):
+                self._watch(storage)
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        # The storage's Python object lives as long as the storage itself, whoever holds it.
+        key, size = id(storage), storage.nbytes()
+
+        def gone(_: Any) -> None:
+            del self._watches[key]
+            self.live -= size
+
+        self._watches[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """Storages of the tensors in nested tuples and lists: all that torch's operators take and return."""
+    if isinstance(values, torch.Tensor):
+        yield values.untyped_storage()
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _storages(value)
+
+
+def peak_bytes(sensealg: pynode.SensitivityAlgorithm, steps: int, size: int) -> int:
+    """Most bytes alive at once during one gradient of ``sum(y(1)**2)`` by ``RK4(steps=steps)``.
+
+    ``size`` is the number of float32 elements of the state; the initial state itself is not counted.
+    """
+    field = Mild()
+    y0 = torch.linspace(-1.0, 1.0, size).requires_grad_()
+    enabled = gc.isenabled()
+    gc.disable()  # memory that only the collector would give back counts as used
+    try:
+        with LiveBytes() as memory:
+            sol = pynode.solve(field, y0, [0.0, 1.0], algorithm=pynode.RK4(steps=steps), sensealg=sensealg)
+            torch.autograd.grad(sol.ys[-1].pow(2).sum(), [y0, *field.parameters()])
+    finally:
+        if enabled:
+            gc.enable()
+    peak: int = memory.peak
+    return peak
+
+
+def exponent(steps: Sequence[int], peaks: Sequence[float], base: float) -> float:
+    """Least-squares slope of ``log(peak - base)`` against ``log(steps)``; 0 where the peaks differ by under a state.
+
+    ``base`` is the peak of a single step: what does not depend on their number. Peaks are in states.
+    """
+    if max(peaks) - min(peaks) < 1.0:
+        return 0.0
+    points = [(math.log(n), math.log(peak - base)) for n, peak in zip(steps, peaks, strict=True) if peak > base]
+    x_mean = sum(x for x, _ in points) / len(points)
+    y_mean = sum(y for _, y in points) / len(points)
+    return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this experiment."""
+    parser.add_argument(
+        "--size", type=int, default=100_000, help="float32 elements of the state (default: %(default)s)"
+    )
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Measure every sensitivity algorithm at every number of steps."""
+    return measure(STEPS, options.size)
+
+
+def measure(steps: Sequence[int], size: int) -> Report:
+    """The experiment at the given numbers of steps (at least two, ascending)."""
+    state = 4 * size
+    rows: list[tuple[str, ...]] = []
+    measured: dict[str, dict[str, Any]] = {}
+    for name, make in SENSEALGS.items():
+        base = peak_bytes(make(1), 1, size) / state
+        peaks = [peak_bytes(make(n), n, size) / state for n in steps]
+        slope = exponent(steps, peaks, base)
+        per_step = (peaks[-1] - peaks[0]) / (steps[-1] - steps[0])
+        measured[name] = {"base": base, "peaks": peaks, "exponent": slope, "per_step": per_step}
+        rows.append((name, *(f"{peak:.1f}" for peak in (base, *peaks)), f"{slope:.2f}", f"{per_step:.3f}"))
+    columns = ("", *(f"N = {n}" for n in (1, *steps)), "exponent", "states per step")
+    title = f"peak memory of a gradient in states ({size} float32, {state / 1e6:g} MB each), N steps of RK4"
+    direct, checkpointed, bounded, backsolve = (measured[name] for name in SENSEALGS)
+    growth = backsolve["peaks"][-1] - backsolve["peaks"][0]
+    most = max((p - bounded["base"]) / math.sqrt(n) for n, p in zip(steps, bounded["peaks"], strict=True))
+    claims = [
+        Claim(
+            f"BacksolveAdjoint is flat: {growth:+.2f} states from N = {steps[0]} to N = {steps[-1]}",
+            growth,
+            abs(growth) < 1.0,
+        ),
+        Claim(
+            f"CheckpointedAdjoint keeps one state per step: {checkpointed['per_step']:.3f} "
+            f"(DirectAdjoint {direct['per_step']:.1f})",
+            checkpointed["per_step"],
+            0.95 < checkpointed["per_step"] < 1.05,
+        ),
+        Claim(
+            f"CheckpointedAdjoint(checkpoints=sqrt N) grows like the square root: exponent {bounded['exponent']:.2f}, "
+            f"at most {most:.1f} sqrt(N) states",
+            bounded["exponent"],
+            0.35 < bounded["exponent"] < 0.65,
+        ),
+    ]
+    note = (
+        "N = 1 is what does not depend on the number of steps; the exponent is fitted to what comes on top of it. "
+        "Counted: the bytes of every storage torch operations made, while it lived; y0 itself is not."
+    )
+    data = {"steps": list(steps), "size": size, "state_bytes": state, "sensealgs": measured}
+    return Report([Table(title, columns, rows)], claims, [note], data)

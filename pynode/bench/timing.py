@@ -1,0 +1,82 @@
+"""Timing several contestants in one process so that what disturbs one disturbs all.
+
+Every round gives each contestant one slot; the order rotates from round to round. Ratios are taken within a round
+and their median over rounds, so that a drift of the machine cancels.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one contestant, one sample a round."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def minimum(self) -> float:
+        return min(self.samples)
+
+    def over(self, other: Timing) -> float:
+        """Median over rounds of this contestant's time divided by the other's in the same round."""
+        return statistics.median(a / b for a, b in zip(self.samples, other.samples, strict=True))
+
+
+def alternate(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    calls: Mapping[str, int] | None = None,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every contestant once in each of ``rounds`` rounds.
+
+    Parameters
+    ----------
+    contestants : mapping of name to callable
+    rounds : int
+    calls : mapping of name to int, optional
+        Calls per slot, 1 by default: raise it for a contestant too quick for the clock.
+    warmup : int
+        Untimed calls of each contestant before the first round.
+    clock : callable
+        Seconds, monotone.
+
+    Returns
+    -------
+    dict of name to Timing
+        Seconds per call. The garbage collector runs between rounds, never within a slot.
+    """
+    names: Sequence[str] = list(contestants)
+    repeat = {name: (calls or {}).get(name, 1) for name in names}
+    for call in contestants.values():
+        for _ in range(warmup):
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for round_ in range(rounds):
+            gc.collect()
+            first = round_ % len(names)
+            for name in (*names[first:], *names[:first]):
+                call, times = contestants[name], range(repeat[name])
+                start = clock()
+                for _ in times:
+                    call()
+                samples[name].append((clock() - start) / repeat[name])
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: Timing(tuple(values)) for name, values in samples.items()}

@@ -1,0 +1,387 @@
+"""torchdiffeq's functions over pynode's solvers: change one import line.
+
+    from pynode.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense
+
+Arguments, defaults, return values, options and callbacks are torchdiffeq's. What differs:
+
+- ``dopri5`` and ``dopri8`` use the published error estimates (torchdiffeq's are scaled, its ``dopri8`` is another
+  tableau) and the last step ends at the final time instead of beyond it, so adaptive solutions agree within the
+  tolerance, not bitwise, and the sequences of steps differ slightly. Fixed-step methods agree to rounding.
+- ``odeint_adjoint`` checks that the backward integration comes close to the stored states, and warns
+  (RuntimeWarning) where it does not and the gradient cannot be trusted; torchdiffeq is silent there.
+- Failed solves raise ``pynode.SolveError`` and malformed ``y0``, ``t``, ``rtol`` or ``atol`` raise
+  ``pynode.InputError`` (a ValueError); both are AssertionErrors as well here, as torchdiffeq's are. Errors of a
+  backward solve are plain ``SolveError``. A derivative of another shape than the state's raises
+  ``pynode.FieldError``.
+- ``options["max_num_steps"]`` bounds the whole forward solve to that many steps per output time on average.
+- ``options["dtype"]`` is accepted and unused: time is float64 inside, always.
+- Callbacks, ``grid_constructor``, ``step_t`` and ``jump_t`` see the user's time also in the adjoint solve of a problem
+  that runs backward in time; torchdiffeq negates it there. ``grid_constructor`` receives the user's own ``func`` and
+  ``y0``.
+- Tuple tolerances need no separate ``adjoint_rtol`` and ``adjoint_atol``.
+
+Not offered yet, with an error that says what to use instead: ``odeint_event`` and ``event_fn=``, Adams, implicit and
+SciPy methods, ``heun3``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pynode.compat.torchdiffeq_options import (
+    AssertedInputError,
+    Settings,
+    adjoint_norm,
+    adjoint_tolerance,
+    augmented_view,
+    callbacks,
+    in_torchdiffeq_terms,
+    settings,
+    state_norm,
+    tolerance,
+)
+from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.layout import Layout
+from pynode.saveat import SaveAt
+from pynode.sensealg import BacksolveAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.solution import Solution
+from pynode.solve import solve
+
+__all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
+
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+Tolerance: TypeAlias = float | Tensor | tuple[Any, ...]
+Options: TypeAlias = dict[str, Any]
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: Options | None = None,
+    event_fn: Callable[..., Any] | None = None,
+) -> Any:
+    """Solve ``dy/dt = func(t, y)``, ``y(t[0]) = y0``, differentiable by plain backpropagation.
+
+    Parameters
+    ----------
+    func : callable
+        ``func(t, y)`` with a 0-dim ``t``; ``y`` and the result have the form of ``y0``.
+    y0 : tensor or tuple of tensors
+        Initial state.
+    t : Tensor (T,)
+        Strictly increasing or decreasing times, the first of them the initial time.
+    rtol, atol : float, tensor that broadcasts to ``y0``, or tuple with one of these per component of ``y0``
+    method : str, optional
+        ``dopri5`` (default), ``dopri8``, ``bosh3``, ``tsit5``, ``fehlberg2``, ``adaptive_heun``; fixed-step ``euler``,
+        ``midpoint``, ``heun2``, ``rk4`` (the 3/8 rule).
+    options : dict, optional
+        Adaptive methods: ``norm, first_step, step_t, jump_t, safety, ifactor, dfactor, min_step, max_step,
+        max_num_steps, dtype``. Fixed-step methods: ``step_size, grid_constructor, interp, perturb``.
+    event_fn : None
+        Not offered yet.
+
+    Returns
+    -------
+    tensor (T, *y0.shape), or tuple of them
+
+    Raises
+    ------
+    InputError, FieldError, SolveError, UnsupportedError
+        See the module's documentation for how they relate to torchdiffeq's.
+    """
+    _refuse_events(event_fn)
+    t = _checked(y0, t)
+    chosen = settings(method, options, func, y0, t)
+    if len(t) == 1:
+        return _initial(y0)
+    return _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint()).ys
+
+
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: Options | None = None,
+    event_fn: Callable[..., Any] | None = None,
+    adjoint_rtol: Tolerance | None = None,
+    adjoint_atol: Tolerance | None = None,
+    adjoint_method: str | None = None,
+    adjoint_options: Options | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> Any:
+    """As :func:`odeint`, with the gradient of the continuous adjoint at constant memory (``BacksolveAdjoint``).
+
+    ``pynode.solve``, whose default is an exact discrete adjoint, is usually faster and more accurate.
+
+    Parameters
+    ----------
+    adjoint_rtol, adjoint_atol : optional
+        Tolerances of the adjoint solve, the forward ones by default; a tuple may have an entry for each of time,
+        state, adjoint and parameters.
+    adjoint_method : str, optional
+        The forward one by default.
+    adjoint_options : dict, optional
+        As ``options``, which is the default except for its norm. ``norm`` may be ``"seminorm"``, or take the tuple
+        ``(t, y, adj_y, *adj_params)``; by default all of these are in the norm.
+    adjoint_params : iterable of tensors, optional
+        What to differentiate beside ``y0`` and ``t``: the module's parameters by default, ``()`` for nothing. One that
+        ``func`` never reaches gets a zero gradient.
+
+    Raises
+    ------
+    InputError
+        Also if ``func`` is no module and ``adjoint_params`` is not given, or if ``adjoint_options`` cannot be inferred
+        for another ``adjoint_method``.
+    """
+    _refuse_events(event_fn)
+    if adjoint_params is None and not isinstance(func, torch.nn.Module):
+        raise InputError(
+            explain(
+                f"func is a {type(func).__name__} and adjoint_params is not given",
+                "func to be a torch.nn.Module, or its parameters in adjoint_params",
+                "pass adjoint_params=(...), or adjoint_params=() if there is nothing to differentiate in func",
+            )
+        )
+    if (adjoint_method or method) != method and options is not None and adjoint_options is None:
+        raise InputError(
+            explain(
+                f"adjoint_method = {adjoint_method!r} differs from method = {method!r} and options were passed",
+                "adjoint_options as well, which cannot be inferred from options then",
+                "pass adjoint_options={} for the defaults",
+            )
+        )
+    if adjoint_options is None:
+        backward_options = {key: value for key, value in (options or {}).items() if key != "norm"}
+    else:
+        backward_options = dict(adjoint_options)
+    params = _parameters(func, adjoint_params, callable(backward_options.get("norm")))
+
+    t = _checked(y0, t)
+    chosen = settings(method, options, func, y0, t)
+    backward = settings(adjoint_method or method, backward_options, func, y0, t, backward=True)
+    if len(t) == 1:
+        return _initial(y0)
+    with _assertions():
+        layout = Layout(y0)
+    sensealg = BacksolveAdjoint(
+        algorithm=backward.algorithm,
+        rtol=adjoint_tolerance("adjoint_rtol", adjoint_rtol, y0, layout, params),
+        atol=adjoint_tolerance("adjoint_atol", adjoint_atol, y0, layout, params),
+        norm=adjoint_norm(backward.norm, chosen.norm, y0, layout),
+        controller=backward.controller,
+        max_steps=backward.max_num_steps,
+        on_mismatch="warn",
+        dt0=backward.dt0,
+        dtmin=backward.dtmin,
+        dtmax=backward.dtmax,
+        tstops=backward.tstops,
+        d_discontinuities=backward.jumps,
+        observer=callbacks(func, backward, t, augmented_view(y0, layout, params), "_adjoint"),
+    )
+    return _solved(func, y0, t, rtol, atol, chosen, sensealg, params).ys
+
+
+def odeint_dense(
+    func: Callable[..., Any],
+    y0: State,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: Options | None = None,
+) -> Callable[[Tensor | float], Any]:
+    """Solve from ``t0`` to ``t1`` and return the solution as a function of time.
+
+    Returns
+    -------
+    callable
+        From a 0-dim time within the span to a state like ``y0``, or from (M,) times to (M, *y0.shape); differentiable
+        by plain backpropagation. torchdiffeq has ``dopri5`` and tensor states only; here every method and tuples work.
+    """
+    ends = [torch.as_tensor(x, dtype=torch.float64).detach().reshape(()) for x in (t0, t1)]
+    device = (y0 if isinstance(y0, Tensor) else y0[0]).device
+    t = torch.stack([end.to(device) for end in ends])
+    t = _checked(y0, t)
+    chosen = settings(method, options, func, y0, t)
+    solution = _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint(), dense=True)
+
+    def at(t_eval: Tensor | float) -> Any:
+        with _assertions():
+            return solution(t_eval)
+
+    return at
+
+
+def odeint_event(
+    func: Callable[..., Any],
+    y0: State,
+    t0: Tensor,
+    *,
+    event_fn: Callable[..., Any],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> NoReturn:
+    """Not offered yet.
+
+    Raises
+    ------
+    UnsupportedError
+        Always.
+    """
+    _refuse_events(event_fn)
+    raise AssertionError("unreachable")
+
+
+class _Field:
+    """The user's function, forgiven what torchdiffeq forgives: another precision than the state's (autocast), and for
+    tuple states another shape of as many elements."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+    def __call__(self, t: Tensor, y: State) -> Any:
+        derivative = self.func(t, y)
+        if isinstance(y, Tensor):
+            return _cast(derivative, y)
+        if not isinstance(derivative, tuple | list) or len(derivative) != len(y):
+            return derivative  # the layout says what is wrong
+        return tuple(_shaped(_cast(d, like), like) for d, like in zip(derivative, y, strict=True))
+
+
+def _cast(derivative: Any, like: Tensor) -> Any:
+    if not isinstance(derivative, Tensor) or derivative.dtype is like.dtype:
+        return derivative
+    return derivative if derivative.is_complex() and not like.is_complex() else derivative.to(like.dtype)
+
+
+def _shaped(derivative: Any, like: Tensor) -> Any:
+    if not isinstance(derivative, Tensor) or derivative.shape == like.shape or derivative.numel() != like.numel():
+        return derivative
+    return derivative.reshape(like.shape)
+
+
+def _solved(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    rtol: Tolerance,
+    atol: Tolerance,
+    chosen: Settings,
+    sensealg: SensitivityAlgorithm,
+    params: Iterable[Tensor] | None = None,
+    dense: bool = False,
+) -> Solution:
+    with _assertions():
+        layout = Layout(y0)
+        return solve(
+            _Field(func),
+            y0,
+            t,
+            algorithm=chosen.algorithm,
+            rtol=tolerance("rtol", rtol, y0, layout),
+            atol=tolerance("atol", atol, y0, layout),
+            sensealg=sensealg,
+            saveat=SaveAt(dense=dense),
+            controller=chosen.controller,
+            max_steps=chosen.max_num_steps * (len(t) - 1),
+            params=params,
+            allow_unused=True,
+            norm=state_norm(chosen.norm, y0),
+            dt0=chosen.dt0,
+            dtmin=chosen.dtmin,
+            dtmax=chosen.dtmax,
+            force_dtmin=True,
+            tstops=chosen.tstops,
+            d_discontinuities=chosen.jumps,
+            observer=callbacks(func, chosen, t, layout.unpack),
+        )
+
+
+@contextmanager
+def _assertions() -> Iterator[None]:
+    """Turn pynode's errors into those that are AssertionErrors too."""
+    try:
+        yield
+    except (InputError, SolveError) as error:
+        raise in_torchdiffeq_terms(error) from None
+
+
+def _checked(y0: Any, t: Any) -> Tensor:
+    """``t`` on the device of ``y0``, both being what torchdiffeq takes."""
+    if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0 and all(isinstance(x, Tensor) for x in y0)):
+        raise AssertedInputError(
+            explain(
+                f"y0 is a {type(y0).__name__}", "a tensor or a tuple of tensors", "see pynode.solve for other trees"
+            )
+        )
+    if not isinstance(t, Tensor):
+        raise AssertedInputError(
+            explain(f"t is a {type(t).__name__}", "a 1-D floating point tensor", "write torch.tensor(...)")
+        )
+    if t.ndim != 1 or t.numel() == 0 or not t.is_floating_point():
+        raise AssertedInputError(
+            explain(
+                f"t has shape {tuple(t.shape)} and dtype {t.dtype}",
+                "a non-empty 1-D floating point tensor",
+                "give the initial time and the times at which the state is wanted",
+            )
+        )
+    device = (y0 if isinstance(y0, Tensor) else y0[0]).device
+    if t.device != device:
+        warnings.warn(f"t is on {t.device} and y0 on {device}: t is moved there", stacklevel=3)
+    times: Tensor = t.to(device)
+    return times
+
+
+def _initial(y0: State) -> State:
+    """The solution at the initial time alone."""
+    return y0[None] if isinstance(y0, Tensor) else tuple(y[None] for y in y0)
+
+
+def _parameters(func: Any, given: Iterable[Tensor] | None, own_norm: bool) -> list[Tensor]:
+    """The parameters to differentiate, each once."""
+    if given is not None:
+        params = list(given)
+    elif getattr(func, "_is_replica", False):
+        # Replicas of DataParallel hold their parameters as plain attributes.
+        held = [x for module in func.modules() for x in vars(module).values()]
+        params = [x for x in held if isinstance(x, Tensor) and x.requires_grad]
+    else:
+        params = list(func.parameters())
+    wanted = [p for p in params if p.requires_grad]
+    if own_norm and len(wanted) < len(params):
+        warnings.warn(
+            f"{len(params) - len(wanted)} of {len(params)} adjoint parameters do not require a gradient: they are no "
+            "part of the adjoint solve, nor of what adjoint_options['norm'] is called with",
+            stacklevel=3,
+        )
+    return list({id(p): p for p in wanted}.values())
+
+
+def _refuse_events(event_fn: Any) -> None:
+    if event_fn is not None:
+        raise UnsupportedError(
+            explain(
+                "odeint_event and event_fn= are not offered by pynode.compat.torchdiffeq yet",
+                "a solve between given times",
+                "search the zero of event_fn along odeint_dense(func, y0, t0, t1), or use torchdiffeq for this call",
+            )
+        )

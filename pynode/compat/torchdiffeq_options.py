@@ -1,0 +1,391 @@
+"""What torchdiffeq's keyword arguments mean here: methods, options, tolerances, norms, callbacks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.algorithms import (
+    BS3,
+    DP5,
+    DP8,
+    RK38,
+    AdaptiveHeun,
+    Algorithm,
+    Euler,
+    Fehlberg2,
+    FixedStep,
+    Heun,
+    Midpoint,
+    Tsit5,
+)
+from pynode.controllers import IController
+from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.layout import Layout
+
+#: Kutta's 3/8 rule is torchdiffeq's ``rk4``.
+FIXED: dict[str, type[FixedStep]] = {"euler": Euler, "midpoint": Midpoint, "heun2": Heun, "rk4": RK38}
+
+ADAPTIVE: dict[str, type[Algorithm]] = {
+    "dopri8": DP8,
+    "dopri5": DP5,
+    "bosh3": BS3,
+    "tsit5": Tsit5,
+    "fehlberg2": Fehlberg2,
+    "adaptive_heun": AdaptiveHeun,
+}
+
+_MULTISTEP = "'dopri5' (adaptive), or 'rk4' with options={'step_size': ...}"
+_STIFF = "'dopri5' or 'bosh3', which shorten their steps where the field is stiff, or torchdiffeq for this method"
+
+#: Methods of torchdiffeq that are not here yet: what to use instead.
+MISSING: dict[str, str] = {
+    **dict.fromkeys(("explicit_adams", "implicit_adams", "fixed_adams"), _MULTISTEP),
+    "heun3": "'rk4' (order 4), 'bosh3' (adaptive, order 3), or pynode.solve with pynode.SSPRK33()",
+    **dict.fromkeys(("implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5"), _STIFF),
+    **dict.fromkeys(("gl4", "gl6", "sdirk2", "trbdf2"), _STIFF),
+    "scipy_solver": "'dopri5' or 'dopri8' (SciPy's RK45 and DOP853), or torchdiffeq for SciPy's stiff solvers",
+}
+
+_FIXED_OPTIONS = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
+_ADAPTIVE_OPTIONS = {
+    *("norm", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
+    *("min_step", "max_step", "max_num_steps", "dtype"),
+}
+UNLIMITED = 2**31 - 1
+
+CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+class AssertedInputError(InputError, AssertionError):
+    """An InputError that code written for torchdiffeq catches as the AssertionError it expects."""
+
+
+class AssertedSolveError(SolveError, AssertionError):
+    """A SolveError that code written for torchdiffeq catches as the AssertionError it expects."""
+
+
+#: pynode's names in messages, and what they are called in torchdiffeq's options.
+_RENAMED = {
+    "raise max_steps": "raise options['max_num_steps']",
+    "d_discontinuities=": "options['jump_t']",
+    "lower dt0 or the fixed step": "lower options['first_step'] or options['step_size']",
+    "dtmin": "options['min_step']",
+    "dtmax": "options['max_step']",
+    "dt0": "options['first_step']",
+}
+
+
+def in_torchdiffeq_terms(error: InputError | SolveError) -> Exception:
+    """The same error as an AssertionError too, with options called as the caller called them."""
+    message = str(error)
+    for ours, theirs in _RENAMED.items():
+        message = message.replace(ours, theirs)
+    if isinstance(error, SolveError):
+        return AssertedSolveError(message, error.retcode, error.t, error.solution)
+    return AssertedInputError(message)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A method and its options, in pynode's terms."""
+
+    method: str
+    algorithm: Algorithm
+    norm: Any
+    controller: IController
+    dt0: float | None
+    dtmin: float
+    dtmax: float
+    tstops: tuple[float, ...]
+    jumps: tuple[float, ...]
+    max_num_steps: int
+
+
+def settings(
+    method: str | None,
+    options: dict[str, Any] | None,
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    backward: bool = False,
+) -> Settings:
+    """``method`` and ``options`` of torchdiffeq, of a forward solve or of the ``backward`` one of its adjoint.
+
+    Raises
+    ------
+    InputError
+        For an unknown method, or options that exclude each other.
+    UnsupportedError
+        For a method of torchdiffeq that pynode does not have yet.
+    """
+    method = "dopri5" if method is None else method
+    options = {} if options is None else dict(options)
+    known = _FIXED_OPTIONS if method in FIXED else _ADAPTIVE_OPTIONS
+    if method in FIXED:
+        algorithm: Algorithm = _fixed(FIXED[method], options, func, y0, t, backward)
+    elif method in ADAPTIVE:
+        algorithm = ADAPTIVE[method]()
+    elif method in MISSING:
+        raise UnsupportedError(
+            explain(f"method {method!r} is not offered by pynode.compat.torchdiffeq yet", *_instead(MISSING[method]))
+        )
+    else:
+        names = ", ".join(repr(name) for name in (*ADAPTIVE, *FIXED))
+        raise InputError(explain(f"Invalid method {method!r}", f"one of {names}", "use method='dopri5'"))
+    unexpected = {key: value for key, value in options.items() if key not in known}
+    if unexpected:
+        warnings.warn(f"{algorithm.name}: Unexpected arguments {unexpected}", stacklevel=4)
+    tstops, jumps = _times(options.get("step_t")), _times(options.get("jump_t"))
+    if len({*tstops, *jumps}) < len(tstops) + len(jumps):
+        raise InputError(
+            explain(
+                f"options['step_t'] = {tstops} and options['jump_t'] = {jumps} repeat a time",
+                "different times in both together",
+                "name a time once, in jump_t where the field jumps",
+            )
+        )
+    adaptive = options if method in ADAPTIVE else {}
+    first_step = adaptive.get("first_step")
+    return Settings(
+        method=method,
+        algorithm=algorithm,
+        norm=options.get("norm"),
+        controller=IController(
+            safety=float(adaptive.get("safety", 0.9)),
+            factormin=float(adaptive.get("dfactor", 0.2)),
+            factormax=float(adaptive.get("ifactor", 10.0)),
+        ),
+        dt0=None if first_step is None else float(first_step),
+        dtmin=float(adaptive.get("min_step", 0.0)),
+        dtmax=float(adaptive.get("max_step", math.inf)),
+        tstops=tstops,
+        jumps=jumps,
+        max_num_steps=int(adaptive.get("max_num_steps", UNLIMITED)),
+    )
+
+
+def _instead(suggestion: str) -> tuple[str, str]:
+    return f"one of {', '.join(map(repr, (*ADAPTIVE, *FIXED)))}", f"use {suggestion}"
+
+
+def _fixed(
+    cls: type[FixedStep], options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Tensor, backward: bool
+) -> FixedStep:
+    interp = options.get("interp", "linear")
+    if interp not in ("linear", "cubic"):
+        raise InputError(explain(f"options['interp'] = {interp!r}", "'linear' or 'cubic'", "use one of them"))
+    step_size, constructor = options.get("step_size"), options.get("grid_constructor")
+    if step_size is not None and constructor is not None:
+        raise InputError(
+            explain("step_size and grid_constructor are mutually exclusive", "one of them in options", "drop the other")
+        )
+
+    def mesh(times: Tensor) -> Any:
+        # The user's constructor sees times as the user gave them. Without one, a backward solve takes one step from
+        # each time to the one before, whatever steps the forward solve took.
+        return times if constructor is None else constructor(func, y0, times.to(t.dtype))
+
+    own = constructor is not None or (backward and step_size is None)
+    return cls(
+        dt=None if step_size is None else float(step_size),
+        mesh=mesh if own else None,
+        interpolation="linear" if interp == "linear" else "hermite",
+        perturb=bool(options.get("perturb", False)),
+    )
+
+
+def _times(values: Any) -> tuple[float, ...]:
+    if values is None:
+        return ()
+    return tuple(torch.as_tensor(values, dtype=torch.float64).detach().reshape(-1).tolist())
+
+
+def tolerance(name: str, value: Any, y0: Any, layout: Layout) -> float | Tensor:
+    """A tolerance as a float, or as one number per element of the flattened state.
+
+    ``value``: a number; for a tensor state a tensor that broadcasts to it; for a tuple, one of these per component.
+    """
+    _check_no_gradient(name, value)
+    if isinstance(y0, Tensor):
+        return _per_element(name, [value], [y0], layout) if _is_array(value) else float(value)
+    if not isinstance(value, Iterable) or (isinstance(value, Tensor) and value.ndim == 0):
+        return float(value)
+    values = list(value)
+    if len(values) != len(y0):
+        raise AssertedInputError(
+            explain(
+                f"{name} has {len(values)} entries", f"one per component of y0, {len(y0)}", f"give one number as {name}"
+            )
+        )
+    return _per_element(name, values, list(y0), layout)
+
+
+def adjoint_tolerance(
+    name: str, value: Any, y0: Any, layout: Layout, params: Sequence[Tensor]
+) -> float | Tensor | None:
+    """As :func:`tolerance`; a tuple may also have one entry for each of time, state, adjoint and parameters."""
+    if isinstance(value, tuple | list) and len(value) == 3 + len(params):
+        state = torch.empty(layout.size, device="meta")
+        return _per_element(name, list(value[1:]), [state, state, *params], layout)
+    return None if value is None else tolerance(name, value, y0, layout)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, tuple | list) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _per_element(name: str, values: list[Any], leaves: list[Tensor], layout: Layout) -> Tensor:
+    parts = []
+    for value, leaf in zip(values, leaves, strict=True):
+        _check_no_gradient(name, value)
+        part = torch.as_tensor(value, dtype=layout.dtype, device=layout.device)
+        try:
+            part = part.expand(leaf.shape).reshape(-1)
+        except RuntimeError:
+            raise AssertedInputError(
+                explain(
+                    f"{name} has shape {tuple(part.shape)}",
+                    f"one that broadcasts to the state's, {tuple(leaf.shape)}",
+                    f"give one number as {name}",
+                )
+            ) from None
+        # Real and imaginary parts lie side by side.
+        parts.append(part.repeat_interleave(2) if leaf.is_complex() else part)
+    return torch.cat(parts)
+
+
+def _check_no_gradient(name: str, value: Any) -> None:
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise AssertedInputError(explain(f"{name} requires a gradient", "a constant", f"pass {name}.detach()"))
+
+
+def largest_rms(tensors: Iterable[Tensor]) -> float:
+    """The largest of the root mean squares: torchdiffeq's mixed norm. NaN if one is NaN."""
+    held = [x for x in tensors if x.numel()]
+    if not held:
+        return 0.0
+    norms = torch.stack(torch._foreach_norm(held)).tolist()
+    return _largest([norm / math.sqrt(x.numel()) for norm, x in zip(norms, held, strict=True)])
+
+
+def _largest(sizes: list[float]) -> float:
+    return math.nan if any(map(math.isnan, sizes)) else max(sizes)
+
+
+def state_norm(norm: Any, y0: Any) -> Callable[[Any], Any] | None:
+    """The forward norm: the user's, the mixed norm for tuples, None for the root mean square."""
+    if norm is not None or isinstance(y0, Tensor):
+        chosen: Callable[[Any], Any] | None = norm
+        return chosen
+    return largest_rms
+
+
+def adjoint_norm(option: Any, forward: Any, y0: Any, layout: Layout) -> Any:
+    """The norm of the adjoint solve, for ``BacksolveAdjoint``.
+
+    Parameters
+    ----------
+    option : None, "seminorm" or callable
+        ``adjoint_options["norm"]``; a callable takes ``(t, y, adj_y, *adj_params)``, with the components of ``y`` and
+        ``adj_y`` in place of each for a tuple state.
+    forward : callable or None
+        ``options["norm"]``.
+    """
+    single = isinstance(y0, Tensor)
+    if option == "seminorm" and single and forward is None:
+        return "seminorm"
+    if callable(option):
+
+        def custom(parts: tuple[Tensor, ...]) -> Any:
+            y, adjoint, *params = parts
+            states = [layout.unpack(y), layout.unpack(adjoint)]
+            if not single:
+                states = [*states[0], *states[1]]
+            return option((y.new_zeros(()), *states, *params))
+
+        return custom
+    if option not in (None, "seminorm"):
+        raise InputError(explain(f"adjoint_options['norm'] = {option!r}", "'seminorm' or a callable", "use 'seminorm'"))
+
+    def default(parts: tuple[Tensor, ...]) -> float:
+        y, adjoint, *params = parts
+        states = [layout.unpack(y), layout.unpack(adjoint)]
+        counted = params if option is None else []
+        if forward is not None:
+            return _largest([*(float(forward(state)) for state in states), largest_rms(counted)])
+        leaves = states if single else [*states[0], *states[1]]
+        return largest_rms([*leaves, *counted])
+
+    return default
+
+
+class Callbacks:
+    """The ``callback_*`` attributes of the user's field, called from the solver's loop.
+
+    Each is called with ``(t0, y0, dt)``: ``t0`` in the user's time, ``dt`` a magnitude.
+    """
+
+    def __init__(self, functions: dict[str, Callable[..., Any]], view: Callable[[Tensor], Any], time: Tensor) -> None:
+        self._functions = functions
+        self._view = view
+        self._time = time
+
+    def step(self, t: float, y: Tensor, h: float) -> None:
+        """A step is about to be attempted."""
+        self._call("callback_step", t, y, h)
+
+    def accepted(self, t: float, y: Tensor, h: float) -> None:
+        """The step was accepted."""
+        self._call("callback_accept_step", t, y, h)
+
+    def rejected(self, t: float, y: Tensor, h: float) -> None:
+        """The step was rejected."""
+        self._call("callback_reject_step", t, y, h)
+
+    def _call(self, name: str, t: float, y: Tensor, h: float) -> None:
+        function = self._functions.get(name)
+        if function is not None:
+            function(self._time.new_tensor(t), self._view(y), self._time.new_tensor(abs(h)))
+
+
+def callbacks(
+    func: Any, chosen: Settings, t: Tensor, view: Callable[[Tensor], Any], suffix: str = ""
+) -> Callbacks | None:
+    """The callbacks of ``func``, None if it has none; warns about those the method never calls."""
+    functions = {name: getattr(func, name + suffix, None) for name in CALLBACKS}
+    found = {name: function for name, function in functions.items() if function is not None}
+    if not chosen.algorithm.adaptive:
+        never = {name + suffix for name in found if name != "callback_step"}
+        if never:
+            warnings.warn(f"Solver '{chosen.method}' does not support callbacks {never}", stacklevel=4)
+    time = t.detach().double() if chosen.algorithm.adaptive else t.detach()
+    return Callbacks(found, view, time) if found else None
+
+
+def augmented_view(y0: Any, layout: Layout, params: Sequence[Tensor]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """From the flat state of the adjoint solve to torchdiffeq's ``(vjp_t, y, adj_y, *adj_params)``.
+
+    ``vjp_t`` is always zero: the gradient of the initial time is had without integrating it. ``y`` and ``adj_y`` of a
+    tuple state are flat.
+    """
+    n = layout.size
+    sizes = [p.numel() * (2 if p.is_complex() else 1) for p in params]
+
+    def view(flat: Tensor) -> tuple[Tensor, ...]:
+        y, adjoint, *rest = torch.split(flat, [n, n, *sizes])
+        if isinstance(y0, Tensor):
+            y, adjoint = layout.unpack(y), layout.unpack(adjoint)
+        shaped = [
+            torch.view_as_complex(part.clone().reshape(*p.shape, 2)) if p.is_complex() else part.reshape(p.shape)
+            for part, p in zip(rest, params, strict=True)
+        ]
+        return (flat.new_zeros(()), y, adjoint, *shaped)
+
+    return view

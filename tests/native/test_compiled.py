@@ -1,0 +1,67 @@
+"""compile="step": the same numbers as eager, without recompilation when only times, tolerances or weights change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pynode
+
+pytestmark = pytest.mark.slow
+
+
+class Spiral(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.net(y**3) * torch.cos(t)
+
+
+def _gradients(field: Spiral, y0: torch.Tensor, ts: torch.Tensor, **options: object) -> list[torch.Tensor]:
+    y0 = y0.clone().requires_grad_()
+    sol = pynode.solve(field, y0, ts, rtol=1e-8, atol=1e-10, **options)  # type: ignore[arg-type]
+    loss = (sol.ys * torch.linspace(1, 2, len(ts), dtype=ts.dtype)[:, None, None]).sum()
+    return [sol.ys.detach(), *torch.autograd.grad(loss, [y0, *field.parameters()])]
+
+
+@pytest.mark.parametrize("algorithm", [pynode.Tsit5(), pynode.RK4(steps=7)], ids=lambda a: a.name)
+def test_compiled_steps_agree_with_eager_ones_to_rounding(algorithm: pynode.Algorithm) -> None:
+    torch.manual_seed(0)
+    field, y0 = Spiral().double(), torch.randn(5, 2, dtype=torch.float64)
+    ts = torch.tensor([0.0, 0.3, 0.7, 1.0], dtype=torch.float64)  # inner save points take the dense output
+    eager = _gradients(field, y0, ts, algorithm=algorithm)
+    compiled = _gradients(field, y0, ts, algorithm=algorithm, compile="step")
+    for a, b in zip(eager, compiled, strict=True):
+        # The step sizes follow an error estimate that differs by rounding, which moves the solution by about
+        # tolerance * rounding / error: far below the tolerance. Fixed steps differ by rounding alone.
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_new_times_tolerances_and_weights_do_not_compile_again() -> None:
+    torch.manual_seed(0)
+    field, y0 = Spiral(), torch.randn(5, 2)
+    pynode.solve(field, y0, [0.0, 1.0], compile="step").ys[-1].sum().backward()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert before >= 2  # a forward step and a step to pull back
+    with torch.no_grad():
+        for p in field.parameters():
+            p.mul_(1.1)
+    pynode.solve(field, y0 + 1, [0.5, 2.0], rtol=1e-3, compile="step").ys[-1].sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_what_cannot_be_compiled_says_so() -> None:
+    class Callable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return -y
+
+    with pytest.raises(pynode.UnsupportedError, match="compile=False"):
+        pynode.solve(Callable(), torch.ones(2), [0.0, 1.0], compile="step")
+    with pytest.raises(pynode.UnsupportedError, match="CheckpointedAdjoint"):
+        pynode.solve(Spiral(), torch.ones(1, 2), [0.0, 1.0], compile="step", sensealg=pynode.DirectAdjoint())
+    with pytest.raises(pynode.InputError, match="step"):
+        pynode.solve(Spiral(), torch.ones(1, 2), [0.0, 1.0], compile="whole")
