@@ -88,7 +88,8 @@ class BacksolveAdjoint(SensitivityAlgorithm):
         Largest accepted relative distance between the state integrated backward and the stored one; ``None`` turns
         the check off.
     max_steps : int, optional
-        Largest number of attempted steps between two saved times; the forward one by default.
+        Largest number of attempted steps between two saved times; by default 1000 more than a hundred times what the
+        forward solve took in all, if the forward limit is not lower.
     on_mismatch : "raise" or "warn"
         What a failed reconstruction check does.
     dt0 : float, optional

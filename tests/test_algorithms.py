@@ -146,8 +146,9 @@ def _slope(steps: list[int], errors: list[float]) -> float:
 
 # Problem and steps over its span of 4: enough for the leading term of the error to dominate, few enough to keep the
 # error above 1e-14, where rounding (1e-16 a step, adding up like a random walk) does not show. The pairs of order 5
-# and 7 are optimised to have small leading coefficients, and show their order only where the solution's derivatives do not grow
-# ("tracking"); those of order 8 and 9 only where they do, so that errors are large with few steps ("riccati").
+# and 7 are optimised to have small leading coefficients, and show their order only where the solution's derivatives
+# do not grow ("tracking"); those of order 8 and 9 only where they do, so that errors are large with few steps
+# ("riccati").
 STEPS = {
     1: ("tracking", [64, 128]),
     2: ("tracking", [48, 64, 96]),

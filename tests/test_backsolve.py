@@ -89,15 +89,18 @@ def test_the_check_accepts_states_that_are_or_pass_through_zero() -> None:
     assert y0.grad.tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_a_chaotic_field_is_refused() -> None:
+def test_a_field_that_runs_away_backward_is_refused() -> None:
     def lorenz(t, y):
         x, v, z = y
         return torch.stack([10 * (v - x), x * (28 - z) - v, x * v - 8 / 3 * z])
 
     y0 = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
-    sol = pynode.solve(lorenz, y0, [0.0, 3.0], sensealg=BacksolveAdjoint())
-    with pytest.raises(GradientError, match="cannot be trusted"):
+    # Volumes shrink by exp(-41/3 t): an error of 1e-4 at t = 3 would be 1e13 at t = 0, were it not for the products,
+    # which make it infinite on the way.
+    sol = pynode.solve(lorenz, y0, [0.0, 3.0], sensealg=BacksolveAdjoint(), rtol=1e-4, atol=1e-4)
+    with pytest.raises((GradientError, pynode.SolveError), match=r"BacksolveAdjoint.*CheckpointedAdjoint"):
         sol.ys[-1].sum().backward()
+    assert sol.stats.backward.nfe < 7 * (1000 + 100 * sol.stats.forward.accepted) + 10
 
 
 # ------------------------------------------------------------------------------------------------------- norms

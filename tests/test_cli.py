@@ -191,7 +191,7 @@ def test_a_fixed_step_demo_uses_its_steps(tmp_path):
 def test_idx_files_are_trained_on(tmp_path, capsys):
     write_idx_files(tmp_path / "MNIST" / "raw")
     path = tmp_path / "demo.json"
-    argv = ["demo", "--data", str(tmp_path), "--epochs", "1", "--channels", "8", "--json", str(path)]
+    argv = ["demo", "--data", str(tmp_path), "--epochs", "1", "--channels", "8", "--threads", "1", "--json", str(path)]
     assert main([*argv, "--output", str(tmp_path / "demo.pdf")]) == 0
     assert json.loads(path.read_text())["data"] == "MNIST (28 x 28)"
     assert (tmp_path / "demo.pdf").read_bytes().startswith(b"%PDF")

@@ -198,7 +198,8 @@ def _solved(
     """The augmented state at ``t1``, integrated from ``t``."""
     request = record.request
     algorithm = sensealg.algorithm or request.algorithm
-    max_steps = sensealg.max_steps or request.max_steps
+    # A field that cannot be reconstructed may run away backward and take ever more steps.
+    max_steps = sensealg.max_steps or min(request.max_steps, 1000 + 100 * record.trajectory.steps)
     jumps = request.jumps if sensealg.d_discontinuities is None else frozenset(sensealg.d_discontinuities)
     with torch.no_grad():
         if algorithm.adaptive:
@@ -312,4 +313,5 @@ def _raise_on_failure(outcome: Outcome) -> None:
         message = "in the backward solve of BacksolveAdjoint, " + failure_message(
             outcome.retcode, outcome.t, outcome.detail
         )
+        message = message.removesuffix(".") + "; or use CheckpointedAdjoint, which integrates nothing backward."
         raise SolveError(message, outcome.retcode, outcome.t)
