@@ -143,9 +143,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _refuse_second(
-    inputs: tuple[Tensor, ...], gradients: list[Tensor | None], record: Record
-) -> list[Tensor | None]:
+def _refuse_second(inputs: tuple[Tensor, ...], gradients: list[Tensor | None], record: Record) -> list[Tensor | None]:
     present = [g for g in gradients if g is not None]
     marked = iter(_Once.apply(record.request.sensealg.name, len(inputs), *inputs, *present))  # type: ignore[no-untyped-call]
     return [None if g is None else next(marked) for g in gradients]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,5 +129,10 @@ def backend_from_name(name: str) -> Backend:
         raise InputError(
             explain(f"unknown backend {name!r}", f"one of {', '.join(map(repr, _REGISTRY))}", "use backend='torch'")
         )
-    backend: Backend = importlib.import_module(_REGISTRY[name]).BACKEND
+    return _loaded(_REGISTRY[name])
+
+
+@functools.cache
+def _loaded(module: str) -> Backend:
+    backend: Backend = importlib.import_module(module).BACKEND
     return backend

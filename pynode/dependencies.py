@@ -23,6 +23,17 @@ from pynode.solution import Counts
 _LIMIT = 10_000  # captured objects looked at before giving up
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # a module's own attributes: hooks and registries
 
+def _leaf_type() -> type:
+    """The class of the nodes that stand for leaves (AccumulateGrad), which torch does not name in Python."""
+    leaf = torch.zeros((), requires_grad=True)
+    with torch.enable_grad():
+        view = leaf.view_as(leaf)
+    assert view.grad_fn is not None
+    return type(view.grad_fn.next_functions[0][0])
+
+
+_LEAF: Any = _leaf_type()
+
 #: A node of an autograd graph and the number of one of its outputs.
 Edge = tuple[Any, int]
 
@@ -120,8 +131,8 @@ class Dependencies:
         if missing:
             raise GradientError(
                 explain(
-                    f"f depends on a tensor computed outside it (by {missing[0].name()}) that pynode cannot find in its "
-                    "closure, globals or attributes",
+                    f"f depends on a tensor computed outside it (by {missing[0].name()}) that pynode cannot find in "
+                    "its closure, globals or attributes",
                     "every differentiable input of f to be reachable",
                     "pass it through args=(tensor,), or name it in params=[tensor]",
                 )
@@ -144,12 +155,14 @@ class Dependencies:
         if self.explicit:
             return
         known = self._known | {id(x) for x in own}
-        direct, _ = _walk(outputs, known, shared=frozenset(), stop=self._outer_nodes | {x.grad_fn for x in self.parameters})
+        direct, _ = _walk(
+            outputs, known, shared=frozenset(), stop=self._outer_nodes | {x.grad_fn for x in self.parameters}
+        )
         if direct:
             raise GradientError(
                 explain(
-                    f"f reaches a parameter of shape {tuple(direct[0].shape)} that it did not reach at the initial time "
-                    "and that pynode could not find in its closure, globals or attributes",
+                    f"f reaches a parameter of shape {tuple(direct[0].shape)} that it did not reach at the initial "
+                    "time and that pynode could not find in its closure, globals or attributes",
                     "to know every parameter before the solve",
                     "name all parameters in params=[...]",
                 )
@@ -174,8 +187,8 @@ class Dependencies:
         if without and (self.explicit or len(without) == len(self.owed)):
             raise GradientError(
                 explain(
-                    f"a parameter of shape {tuple(without[0].shape)} requires a gradient but f's result does not depend on "
-                    "it in autograd's graph",
+                    f"a parameter of shape {tuple(without[0].shape)} requires a gradient but f's result does not "
+                    "depend on it in autograd's graph",
                     "f to compute with its parameters in differentiable torch operations",
                     "look for .detach(), .item(), numpy or torch.no_grad() inside f, or set requires_grad=False",
                 )
@@ -288,7 +301,7 @@ def _walk(
     """
     leaves: dict[int, Tensor] = {}
     outer: set[Edge] = set()
-    stack = []
+    stack: list[Any] = []
     for output in outputs:
         if output.grad_fn is not None:
             stack.append((output.grad_fn, output.output_nr, math.inf))
@@ -297,7 +310,7 @@ def _walk(
     seen = set(stop)
     while stack:
         node, number, youngest = stack.pop()
-        if node.name() == "torch::autograd::AccumulateGrad":
+        if type(node) is _LEAF:
             if id(node.variable) not in own:
                 leaves[id(node.variable)] = node.variable
         elif node not in seen:
@@ -313,10 +326,10 @@ def _walk(
 def _nodes(output: Tensor) -> set[Any]:
     """All nodes of the graph of a tensor but its leaves'."""
     nodes: set[Any] = set()
-    stack = [output.grad_fn]
+    stack: list[Any] = [output.grad_fn]
     while stack:
         node = stack.pop()
-        if node is not None and node not in nodes and node.name() != "torch::autograd::AccumulateGrad":
+        if node is not None and node not in nodes and type(node) is not _LEAF:
             nodes.add(node)
             stack += [parent for parent, _ in node.next_functions]
     return nodes
@@ -326,14 +339,14 @@ def _above(outer: set[Edge]) -> tuple[list[Tensor], set[Edge]]:
     """Leaves of the graph above the given edges, and those of the edges that are themselves above another one."""
     leaves: dict[int, Tensor] = {}
     nested: set[Edge] = set()
-    stack = [node for node, _ in outer]
+    stack: list[Any] = [node for node, _ in outer]
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad":
+        if type(node) is _LEAF:
             leaves[id(node.variable)] = node.variable
         for parent, number in node.next_functions:
             if parent is not None:

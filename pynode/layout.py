@@ -188,9 +188,11 @@ class Layout:
 
         return write_tree
 
-    def row_view(self, row: Tensor) -> Tensor:
-        """The view of a flat buffer row that :meth:`writer`'s function fills."""
-        return row.view(self.shapes[0]) if self.is_tensor and self.is_real else row
+    def row_views(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """Views of the rows of a buffer (m, n) that :meth:`writer`'s function fills."""
+        if self._like is not None:
+            buffer = buffer.view(-1, *self.shapes[0])
+        return buffer.unbind()
 
     def check_leaf(self, index: int, leaf: Any) -> None:
         """Raise FieldError unless ``leaf`` can be the derivative of leaf ``index`` of the state."""

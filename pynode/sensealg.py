@@ -88,8 +88,8 @@ class BacksolveAdjoint(SensitivityAlgorithm):
         Largest accepted relative distance between the state integrated backward and the stored one; ``None`` turns
         the check off.
     max_steps : int, optional
-        Largest number of attempted steps between two saved times; by default 1000 more than a hundred times what the
-        forward solve took in all, if the forward limit is not lower.
+        Largest number of attempted steps between two saved times; by default the forward limit, and no more than
+        1000 beyond thirty times the forward steps where algorithm and tolerances are the forward ones.
     on_mismatch : "raise" or "warn"
         What a failed reconstruction check does.
     dt0 : float, optional
@@ -131,7 +131,7 @@ class BacksolveAdjoint(SensitivityAlgorithm):
 SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (CheckpointedAdjoint, DirectAdjoint, BacksolveAdjoint)
 
 
-def as_sensealg(sensealg: SensitivityAlgorithm | None) -> SensitivityAlgorithm:
+def as_sensealg(sensealg: Any) -> SensitivityAlgorithm:
     """The sensitivity algorithm itself, or the default for None.
 
     Raises

@@ -103,6 +103,7 @@ def test_a_missing_package_is_one_line_with_the_remedy(argv, module, package, mo
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--device", "meta"], "not supported by the demo"),
         (["--algorithm", "Tsit6"], "Tsit5"),
+        (["--steps", "3"], "--steps 3 with the adaptive Tsit5"),
         (["--sensealg", "Backsolv"], "BacksolveAdjoint"),
         (["--output", "/nowhere/a.png"], "cannot write /nowhere/a.png"),
         (["--output", "a.xyz"], "a.xyz"),

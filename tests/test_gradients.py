@@ -111,9 +111,6 @@ def test_gradcheck_where_dt_shortens_the_last_step(sensealg) -> None:
 
 @each_sensealg
 def test_gradcheck_of_a_tree(sensealg) -> None:
-    def f(t, y, w):
-        return {"q": y["p"][0] * 2, "p": (-torch.sin(y["q"] @ w)[None] * (1 + t), [])}
-
     def f_tree(t, y, w):
         return {"q": y["p"][0].squeeze(0), "p": (-torch.sin(y["q"] @ w)[None] * (1 + t),)}
 
@@ -273,7 +270,7 @@ def test_a_fixed_solve_beyond_max_steps_returns_its_start_and_its_gradient() -> 
 
 @each_sensealg
 def test_save_times_that_coincide_with_steps_keep_their_own_gradient(sensealg) -> None:
-    # With steps= the inner boundaries do not depend on the inner times; only these are perturbed here, off the boundary.
+    # With steps= the inner boundaries do not depend on the inner times, which are equal to them all the same.
     t = leaf(0.0, 0.2, 0.4, 0.6, 0.8)
     y0 = leaf(0.5, -0.3)
     f = lambda t, y: torch.sin(3 * t) - y**2  # noqa: E731
@@ -440,7 +437,7 @@ def test_changes_in_place_before_backward_raise(sensealg, which) -> None:
     if which == "y0" and sensealg == DirectAdjoint():
         sol.ys[-1].sum().backward()  # the tape holds a copy
         return
-    with pytest.raises(RuntimeError, match="modified (in place|by an inplace operation)"):
+    with pytest.raises(RuntimeError, match=r"modified (in place|by an inplace operation)"):
         sol.ys[-1].sum().backward()
 
 

@@ -14,6 +14,15 @@ from pynode import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SaveAt
 SIZE = 1237  # no other tensor around has a multiple of this number of elements
 
 
+@pytest.fixture(autouse=True)
+def only_what_the_test_makes():
+    """Objects that were there before are set aside, so that looking at all others is quick."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class Watch:
     """A field that looks at every call how many states are alive."""
 
@@ -52,7 +61,9 @@ def run(sensealg, steps: int, watch: bool = False, **options):
     calls = f.taped
     f.watching, f.taped = watch, 0
     sol.ys[-1].sum().backward()
-    assert y0.grad.sum().item() == pytest.approx(SIZE * math.exp(-0.1 * math.sin(1)), rel=1e-6)  # RK4: h**5 / 120 < 1e-7
+    assert y0.grad.sum().item() == pytest.approx(
+        SIZE * math.exp(-0.1 * math.sin(1)), rel=1e-6
+    )  # RK4: h**5 / 120 < 1e-7
     return after, f.peak - before, calls, f.taped, sol
 
 
@@ -67,7 +78,7 @@ def test_checkpointed_holds_one_state_per_step_and_no_tape() -> None:
 @pytest.mark.parametrize("checkpoints", [2, 4, 7])
 def test_checkpoints_bound_what_the_solve_holds(checkpoints) -> None:
     base, *_ = run(BacksolveAdjoint(), 10)
-    for steps in (10, 40, 100):
+    for steps in (10, 40, 70):
         after, _, taped, _, sol = run(CheckpointedAdjoint(checkpoints=checkpoints), steps)
         assert after - base <= checkpoints
         assert taped == 1
@@ -76,7 +87,7 @@ def test_checkpoints_bound_what_the_solve_holds(checkpoints) -> None:
 
 
 def test_backsolve_holds_the_ends_only() -> None:
-    counts = [run(BacksolveAdjoint(), steps)[0] for steps in (10, 40, 100)]
+    counts = [run(BacksolveAdjoint(), steps)[0] for steps in (10, 40, 70)]
     assert counts[0] == counts[1] == counts[2]
     assert counts[0] <= 2 * 2 + 2  # ys with the record of it, a copy of y0, the layout's example
 
@@ -116,7 +127,9 @@ def test_a_solve_without_gradient_keeps_what_dense_output_needs_or_nothing() -> 
 
 
 @pytest.mark.parametrize(
-    "sensealg", [CheckpointedAdjoint(), CheckpointedAdjoint(checkpoints=3), BacksolveAdjoint()], ids=lambda s: str(s)[:26]
+    "sensealg",
+    [CheckpointedAdjoint(), CheckpointedAdjoint(checkpoints=3), BacksolveAdjoint()],
+    ids=lambda s: str(s)[:26],
 )
 def test_everything_is_freed_with_the_solution(sensealg) -> None:
     y0 = torch.ones(SIZE, dtype=torch.float64, requires_grad=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pynode.algorithms import FixedStep, algorithm_from_name
+from pynode.algorithms import Algorithm, FixedStep, algorithm_from_name
 from pynode.demo import extras
 from pynode.demo.data import Dataset, load_digits, load_idx
 from pynode.demo.gradient_check import check_gradient
@@ -42,9 +42,7 @@ def main(argv: list[str]) -> int:
 
     start = time.perf_counter()
     device = _device(options.device)
-    algorithm = algorithm_from_name(options.algorithm)
-    if isinstance(algorithm, FixedStep):
-        algorithm = replace(algorithm, steps=options.steps)
+    algorithm = _algorithm(options.algorithm, options.steps)
     sensealg = sensealg_from_name(options.sensealg)
     for path in (None if options.no_picture else options.output, options.json):
         if path is not None and not path.resolve().parent.is_dir():
@@ -162,6 +160,21 @@ def _train_and_measure(
     return Result(name, parameters, memory, len(images), history)
 
 
+def _algorithm(name: str, steps: int | None) -> Algorithm:
+    algorithm = algorithm_from_name(name)
+    if isinstance(algorithm, FixedStep):
+        return replace(algorithm, steps=4 if steps is None else steps)
+    if steps is not None:
+        raise InputError(
+            explain(
+                f"--steps {steps} with the adaptive {algorithm.name}",
+                "a fixed-step algorithm",
+                "drop --steps, or choose --algorithm RK4; --rtol and --atol govern adaptive steps",
+            )
+        )
+    return algorithm
+
+
 def _device(name: str) -> torch.device:
     expectation, remedy = "cpu, cuda or cuda:INDEX of a device that is there", "run with --device cpu"
     try:
@@ -181,30 +194,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="pynode demo",
         description="Train an ODE-net and a ResNet of the same block on images of digits, compare them in one table, "
         "check the trained gradient against SciPy (exit status 1 if it fails), and draw a picture.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of MNIST or Fashion-MNIST IDX files instead of the digits")
     add("--samples", type=_positive_int, metavar="N", help="train on the first N images only")
-    add("--epochs", type=_positive_int, metavar="N", help="8 for the digits, 3 for --data, unless given")
-    add("--batch-size", type=_positive_int, default=64, metavar="N", help="images in a batch")
-    add("--channels", type=_positive_int, default=32, metavar="N", help="channels of the state")
-    add("--learning-rate", type=_positive, default=5e-3, metavar="LR", help="peak of the one-cycle schedule")
-    add("--algorithm", default="Tsit5", metavar="NAME", help="integrator of the ODE block: Tsit5, DP5, BS3, RK4, ...")
-    add("--steps", type=_positive_int, default=4, metavar="N", help="steps of a fixed-step algorithm")
-    add("--sensealg", default="CheckpointedAdjoint", metavar="NAME", help="Checkpointed-, Backsolve- or DirectAdjoint")
-    add("--rtol", type=_positive, default=1e-3, help="relative tolerance of the training")
-    add("--atol", type=_positive, default=1e-3, help="absolute tolerance of the training")
-    add("--seed", type=int, default=0, help="of the initial parameters and the order of the images")
-    add("--device", default="cpu", help="cpu, cuda or cuda:INDEX")
-    add(
-        "--threads",
-        type=_positive_int,
-        metavar="N",
-        help="of torch on the CPU; 1 for the digits, torch's choice for --data",
-    )
-    add("--output", type=Path, default=Path("pynode-demo.png"), metavar="FILE", help="where the picture goes")
-    add("--no-picture", action="store_true", help="draw none (matplotlib is then not needed)")
+    add("--epochs", type=_positive_int, metavar="N", help="default: 8 for the digits, 3 for --data")
+    add("--batch-size", type=_positive_int, default=64, metavar="N", help="images in a batch (%(default)s)")
+    add("--channels", type=_positive_int, default=32, metavar="N", help="channels of the state (%(default)s)")
+    add("--learning-rate", type=_positive, default=5e-3, metavar="X", help="peak of the schedule (%(default)s)")
+    add("--algorithm", default="Tsit5", metavar="NAME", help="integrator: Tsit5, DP5, BS3, RK4, ... (%(default)s)")
+    add("--steps", type=_positive_int, metavar="N", help="steps of a fixed-step algorithm (4)")
+    add("--sensealg", default="CheckpointedAdjoint", metavar="NAME", help="how gradients are obtained (%(default)s)")
+    add("--rtol", type=_positive, default=1e-3, metavar="X", help="relative tolerance of the training (%(default)s)")
+    add("--atol", type=_positive, default=1e-3, metavar="X", help="absolute tolerance of the training (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of initial parameters and order of images (%(default)s)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:INDEX (%(default)s)")
+    add("--threads", type=_positive_int, metavar="N", help="of torch; default: 1 for the digits, torch's for --data")
+    add("--output", type=Path, default=Path("pynode-demo.png"), metavar="FILE", help="the picture (%(default)s)")
+    add("--no-picture", action="store_true", help="draw none; matplotlib is then not needed")
     add("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     return parser
 

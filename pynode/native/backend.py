@@ -77,7 +77,9 @@ class NativeRecord:
     def _steps_over_t(self) -> bool:
         """Whether the entries of ``t`` are the boundaries."""
         algorithm = self.request.algorithm
-        return isinstance(algorithm, FixedStep) and algorithm.dt is algorithm.steps is algorithm.mesh is None
+        return isinstance(algorithm, FixedStep) and all(
+            own is None for own in (algorithm.dt, algorithm.steps, algorithm.mesh)
+        )
 
     def _is_last(self, n: int) -> bool:
         return n == self.trajectory.steps and self.trajectory.mesh[n] == self.request.problem.times[-1]
@@ -277,7 +279,8 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
         rows: list[Tensor | None] = [None] * len(times)
         clock: Callable[[float], Any] = float
         if taped and request.time_gradient:
-            clock = NativeBackend._clock(request, None if request.algorithm.adaptive else mesh_of(request.algorithm, request.problem.t))
+            mesh = None if request.algorithm.adaptive else NativeBackend._mesh(request, request.problem.t)
+            clock = NativeBackend._clock(request, mesh)
         differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
         for n, y in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])

@@ -80,7 +80,8 @@ class ErrorNorm:
         if self._as_tensors is None:  # tensor operands are much cheaper than numbers in a small operation
             rtol, atol = (torch.as_tensor(x, dtype=size.dtype, device=size.device) for x in (self._rtol, self._atol))
             self._as_tensors = rtol, atol
-            self._floor = bool((atol < torch.finfo(size.dtype).tiny).any())
+            least = self._atol.min().item() if isinstance(self._atol, Tensor) else self._atol
+            self._floor = least < torch.finfo(size.dtype).tiny
         rtol, atol = self._as_tensors
         scale = torch.addcmul(atol, size, rtol)
         # Purely relative control of a component that is zero would divide by zero.

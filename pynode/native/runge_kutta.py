@@ -98,8 +98,8 @@ class RungeKutta:
         self._fsal = tableau.fsal
         layout = field.layout
         self._buffer = torch.empty(k.all, layout.size, dtype=layout.dtype, device=layout.device)
-        self._rows = [layout.row_view(row) for row in self._buffer.unbind()]
-        self._prefix = [self._buffer[:i].t() for i in range(k.main + 1)]
+        self._rows = layout.row_views(self._buffer)
+        self._prefix = [self._buffer.as_strided((layout.size, i), (1, layout.size)) for i in range(k.main + 1)]
         self._write = layout.writer()
         # Consecutive stages at one abscissa share their time tensor.
         self._same_time = [i > 0 and k.c[i] == k.c[i - 1] for i in range(k.all)]

@@ -124,7 +124,7 @@ class SaveRecorder:
     tensor : Tensor (m,), optional
         Makes ``times`` differentiable.
     is_boundary : callable, optional
-        ``is_boundary(n)``: whether a time of ``tensor`` that equals boundary ``n`` is that boundary, its gradient included.
+        ``is_boundary(n)``: whether a time of ``tensor`` that equals boundary ``n`` is that boundary, with its gradient.
     """
 
     def __init__(

@@ -216,5 +216,5 @@ def test_one_instance_in_several_threads(ode) -> None:
 def test_bad_input() -> None:
     with pytest.raises(pynode.InputError, match=r"f is a int.*callable f\(t, y\).*module or function"):
         NeuralODE(3)
-    with pytest.raises(pynode.InputError, match="unknown algorithm 'tsit6'.*did you mean Tsit5"):
+    with pytest.raises(pynode.InputError, match=r"unknown algorithm 'tsit6'.*did you mean Tsit5"):
         NeuralODE(Net(), algorithm="tsit6")

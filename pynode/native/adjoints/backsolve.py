@@ -43,15 +43,14 @@ class _Augmented(Field):
         self.counts = Counts()  # the stepper's; evaluations are counted by the field inside
         self.reached = [False] * len(self.inputs)
         self.args = ()
-        self.f = self._derivative
 
     def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
-        return self._derivative(t, flat)
+        return self.f(t, flat)
 
     def time(self, t: float | Tensor) -> Tensor:
         return self.field.time(t)
 
-    def _derivative(self, t: Tensor, flat: Tensor) -> Tensor:
+    def f(self, t: Tensor, flat: Tensor) -> Tensor:
         n = self.n
         with torch.enable_grad():
             y = flat[:n].detach().requires_grad_()
@@ -80,8 +79,8 @@ class _FlatLayout:
     def writer(self) -> Any:
         return lambda derivative, row: row.copy_(derivative)
 
-    def row_view(self, row: Tensor) -> Tensor:
-        return row
+    def row_views(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        return buffer.unbind()
 
     def unpack(self, flat: Tensor) -> Tensor:
         return flat
@@ -198,8 +197,10 @@ def _solved(
     """The augmented state at ``t1``, integrated from ``t``."""
     request = record.request
     algorithm = sensealg.algorithm or request.algorithm
-    # A field that cannot be reconstructed may run away backward and take ever more steps.
-    max_steps = sensealg.max_steps or min(request.max_steps, 1000 + 100 * record.trajectory.steps)
+    max_steps = sensealg.max_steps or request.max_steps
+    if all(own is None for own in (sensealg.max_steps, sensealg.algorithm, sensealg.rtol, sensealg.atol)):
+        # A field that cannot be reconstructed may run away backward and take ever more steps.
+        max_steps = min(max_steps, 1000 + 30 * record.trajectory.steps)
     jumps = request.jumps if sensealg.d_discontinuities is None else frozenset(sensealg.d_discontinuities)
     with torch.no_grad():
         if algorithm.adaptive:
@@ -216,9 +217,7 @@ def _solved(
                 stops=request.tstops if sensealg.tstops is None else sensealg.tstops,
                 jumps=jumps,
             )
-            outcome = integrate_adaptive(
-                stepper, state, t, t1, _Ignore(), counts, stepping, observer=sensealg.observer
-            )
+            outcome = integrate_adaptive(stepper, state, t, t1, _Ignore(), counts, stepping, observer=sensealg.observer)
         else:
             mesh = record.backward_mesh(algorithm, t, t1)
             perturb = bool(getattr(algorithm, "perturb", False))

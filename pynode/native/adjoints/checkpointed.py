@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,9 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     known: Tensor | None = None
     if record.saved and record.saved[-1] == trajectory.mesh[-1] and trajectory.steps - 1 in at_step:
         known = record.values[-1] if record.values._version == 0 else None  # None where the user wrote into ys
-    repeatable = False
+    repeatable, first = False, True
+    start: Any
+    end: Any
     for n, state in trajectory.backward(replay, max(at_step, default=-1)):
         here = at_step.get(n, [])
         t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
@@ -111,16 +113,18 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
         if known is not None and not repeatable:
             _check_repeated(y1.detach(), known, state, t)
             repeatable = True
-        known = state
-        dependencies.check_reached(outputs, [*own, *arguments])
+        # The whole graph of the first step is looked through, later the first evaluation of each: a parameter that
+        # is switched on in between is seen there, and a longer walk in Python would cost several per cent.
+        dependencies.check_reached(outputs if first else [taped.derivative()], [*own, *arguments])
+        known, first = state, False
         gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
         counts.nvjp += counts.nfe - before
         counts.accepted += 1
         adjoint = gradients[0]
         if mesh_gradient is not None and times_gradient is not None:
-            for total, index, gradient in zip(
-                (mesh_gradient, mesh_gradient, times_gradient), (n, n + 1, inner), gradients[1:4], strict=True
-            ):
+            places: tuple[Any, ...] = (n, n + 1, inner)
+            totals = (mesh_gradient, mesh_gradient, times_gradient)
+            for total, index, gradient in zip(totals, places, gradients[1:4], strict=True):
                 if gradient is not None:
                     total[index] += gradient
         sums.add(gradients[len(own) :])
@@ -148,8 +152,8 @@ def _check_repeated(found: Tensor, end: Tensor, start: Tensor, t: float) -> None
     if not distance <= math.sqrt(torch.finfo(end.dtype).eps) * size:
         raise GradientError(
             explain(
-                f"the step from t = {t:.6g}, repeated for the gradient, ended {distance:.3g} from where it had ended in "
-                "the forward solve: f gave other values than before",
+                f"the step from t = {t:.6g}, repeated for the gradient, ended {distance:.3g} from where it had ended "
+                "in the forward solve: f gave other values than before",
                 "the same f in the backward pass as in the solve",
                 "take randomness out of f (.eval() for dropout, noise passed through args=), change neither f nor what "
                 "it uses before the backward pass, or use DirectAdjoint()",
