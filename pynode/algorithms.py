@@ -47,7 +47,8 @@ class FixedStep(Algorithm):
     perturb : bool
         Evaluate the field just inside every step, for fields that jump at the step boundaries.
 
-    With none of ``dt``, ``steps``, ``mesh``, one step is taken per interval of ``t``, as torchdiffeq's fixed solvers do.
+    With none of ``dt``, ``steps``, ``mesh``, one step is taken per interval of ``t``, as torchdiffeq's fixed solvers
+    do.
     """
 
     dt: float | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.backends import Backend, Gradients, Record
+from pynode.backends import Backend, Gradients, Query, Record
 from pynode.errors import GradientError, explain
 
 
@@ -21,11 +21,23 @@ class Evaluation:
     times : list of float
         The times of ``values``.
     values : Tensor (m, n)
+        States at ``times``, or their time derivatives if ``derivative``.
+    own_times : bool
+        The times were given apart from the problem's ``t``.
     """
 
-    def __init__(self, backend: Backend, record: Record, times: list[float], values: Tensor) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        record: Record,
+        times: list[float],
+        values: Tensor,
+        derivative: bool = False,
+        own_times: bool = True,
+    ) -> None:
         self.backend, self.record = backend, record
         self.times, self.values = times, values
+        self.derivative, self.own_times = derivative, own_times
         dependencies = record.request.dependencies
         assert dependencies is not None
         #: What the pullback evaluates f with, as it is now.
@@ -64,7 +76,7 @@ class _Solve(torch.autograd.Function):
         reached = [id(x) in dependencies.reached for x in dependencies.parameters]
         _check_unchanged(evaluation, [True] * len(dependencies.arguments) + reached)
         with torch.no_grad(), record.request.problem.autocast():
-            found = _pulled_back(evaluation, cotangents.detach())
+            found = _pulled_back(evaluation, cotangents.detach(), any(ctx.needs_input_grad[1:3]))
             parameters = dependencies.owed_gradients(found.parameters)
             _check_unchanged(evaluation, [g is not None for g in (*found.arguments, *found.parameters)])
             _check_finite(found.y0, record)
@@ -96,9 +108,10 @@ def _check_finite(gradient: Tensor, record: Record) -> None:
         )
 
 
-def _pulled_back(evaluation: Evaluation, cotangents: Tensor) -> Gradients:
+def _pulled_back(evaluation: Evaluation, cotangents: Tensor, time_gradient: bool) -> Gradients:
+    query = Query(evaluation.times, evaluation.derivative, evaluation.own_times, time_gradient)
     try:
-        return evaluation.backend.pull_back(evaluation.record, evaluation.times, cotangents)
+        return evaluation.backend.pull_back(evaluation.record, query, cotangents)
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise

@@ -73,6 +73,20 @@ class Record(Protocol):
     saved: list[float]
 
 
+@dataclass(frozen=True)
+class Query:
+    """What was looked at in a solve: the states, or their time ``derivative``, at ``times``.
+
+    ``own_times`` tells that the times were given apart from the problem's ``t``; ``time_gradient`` that a gradient
+    with respect to some time is needed.
+    """
+
+    times: list[float]
+    derivative: bool
+    own_times: bool
+    time_gradient: bool
+
+
 @dataclass
 class Gradients:
     """Result of a pullback; None where there is no dependence.
@@ -104,8 +118,8 @@ class Backend(Protocol):
         """States (m, n), or their time derivatives, at any times within the span."""
         ...
 
-    def pull_back(self, record: Any, times: list[float], cotangents: Tensor) -> Gradients:
-        """Gradients from cotangents (m, n) of the states at ``times``."""
+    def pull_back(self, record: Any, query: Query, cotangents: Tensor) -> Gradients:
+        """Gradients from cotangents (m, n) of what ``query`` asked of the solve."""
         ...
 
     def mesh(self, record: Any, t: Tensor) -> Tensor:

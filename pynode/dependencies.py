@@ -23,6 +23,7 @@ from pynode.solution import Counts
 _LIMIT = 10_000  # captured objects looked at before giving up
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # a module's own attributes: hooks and registries
 
+
 def _leaf_type() -> type:
     """The class of the nodes that stand for leaves (AccumulateGrad), which torch does not name in Python."""
     leaf = torch.zeros((), requires_grad=True)

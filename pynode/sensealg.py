@@ -121,7 +121,7 @@ class BacksolveAdjoint(SensitivityAlgorithm):
                 explain(f"BacksolveAdjoint(on_mismatch={self.on_mismatch!r})", "'raise' or 'warn'", "use one of them")
             )
         if isinstance(self.algorithm, str):
-            object.__setattr__(self, "algorithm", algorithm_from_name(self.algorithm))
+            object.__setattr__(self, "algorithm", algorithm_from_name(self.algorithm))  # type: ignore[unreachable]
         if self.norm not in ("seminorm", "full") and not callable(self.norm):
             raise InputError(
                 explain(f"BacksolveAdjoint(norm={self.norm!r})", "'seminorm', 'full' or a callable", "use 'seminorm'")

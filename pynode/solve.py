@@ -225,34 +225,25 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> So
     else:
         times, times_tensor = request.times, request.times_tensor
 
-    def connected(times: list[float], tensor: Tensor, values: Tensor) -> Tensor:
+    def connected(times: list[float], tensor: Tensor, values: Tensor, **query: bool) -> Tensor:
         if not request.differentiable or taped:
             return values
-        return Evaluation(engine, record, times, values).connected(tensor)
+        return Evaluation(engine, record, times, values, **query).connected(tensor)
 
     def evaluate(at: Tensor, derivative: bool) -> Any:
         flat_times = at.reshape(-1)
         floats = flat_times.detach().tolist()
         wants_gradient = request.differentiable and torch.is_grad_enabled()
-        if wants_gradient and not taped and (derivative or (at.requires_grad and not request.time_gradient)):
-            what = "sol.derivative(t)" if derivative else "sol(t) with respect to t"
-            raise UnsupportedError(
-                explain(
-                    f"{what} would need a gradient under {request.sensealg.name}",
-                    "a solve whose dense output can be differentiated so",
-                    "use sensealg=DirectAdjoint(), put the times into t=, or call it under torch.no_grad()",
-                )
-            )
         with problem.autocast():
             values = engine.evaluate(record, floats, flat_times, derivative)
         if wants_gradient:
-            values = connected(floats, flat_times, values)
+            values = connected(floats, flat_times, values, derivative=derivative)
         return layout.unpack(values if at.ndim else values[0])
 
     message = "" if record.retcode.successful else failure_message(record.retcode, record.t, record.detail)
     solution = Solution(
         ts=times_tensor,
-        ys=layout.unpack(connected(times, times_tensor, record.values)),
+        ys=layout.unpack(connected(times, times_tensor, record.values, own_times=request.own_times)),
         retcode=record.retcode,
         stats=request.stats,
         algorithm=request.algorithm,
@@ -270,9 +261,16 @@ def _save_times(problem: ODEProblem, saveat: SaveAt | Times | None) -> tuple[Sav
     save = saveat if isinstance(saveat, SaveAt) else SaveAt(ts=saveat)
     if save.ts is None:
         return save, problem.t, problem.times
+    if save.steps:
+        raise InputError(
+            explain("SaveAt got ts and steps=True", "one of them", "drop ts to save the ends of the steps, or steps")
+        )
     tensor, times = check_times("saveat", save.ts)
     start, end = problem.times[0], problem.times[-1]
     low, high = min(start, end), max(start, end)
+    # The ends of the span may have been rounded to the dtype of the save times.
+    slack = torch.finfo(tensor.dtype).eps * max(abs(low), abs(high))
+    times = [low if low - slack <= x < low else high if high < x <= high + slack else x for x in times]
     if len(times) > 1 and (times[1] - times[0]) * (end - start) < 0:
         raise InputError(
             explain("saveat runs against t", "save times in the direction of t", "reverse saveat with .flip(0)")

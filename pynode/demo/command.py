@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     if options.samples is not None:
         data = data.limited(options.samples)
     data = data.to(device)
-    epochs = options.epochs or (3 if options.data else 8)
+    epochs = options.epochs or (3 if options.data else 7)
 
     console = Console()
     console.print(
@@ -128,11 +128,11 @@ def _train_and_measure(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  test accuracy {task.fields[accuracy]}"),
+        TextColumn("loss {task.fields[loss]}  test accuracy {task.fields[accuracy]}"),
     )
     batches = epochs * math.ceil(len(data.train_images) / options.batch_size)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=batches, loss=float("nan"), accuracy="-")
+        task = progress.add_task(name, total=batches, loss="-", accuracy="-")
 
         def on_epoch(epoch: Epoch) -> None:
             progress.update(task, accuracy=f"{epoch.accuracy:.2%}")
@@ -144,7 +144,7 @@ def _train_and_measure(
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             seed=options.seed,
-            on_batch=lambda loss: progress.update(task, advance=1, loss=loss),
+            on_batch=lambda loss: progress.update(task, advance=1, loss=f"{loss:.3f}"),
             on_epoch=on_epoch,
         )
     seconds = sum(epoch.seconds for epoch in history.epochs)
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of MNIST or Fashion-MNIST IDX files instead of the digits")
     add("--samples", type=_positive_int, metavar="N", help="train on the first N images only")
-    add("--epochs", type=_positive_int, metavar="N", help="default: 8 for the digits, 3 for --data")
+    add("--epochs", type=_positive_int, metavar="N", help="default: 7 for the digits, 3 for --data")
     add("--batch-size", type=_positive_int, default=64, metavar="N", help="images in a batch (%(default)s)")
     add("--channels", type=_positive_int, default=32, metavar="N", help="channels of the state (%(default)s)")
     add("--learning-rate", type=_positive, default=5e-3, metavar="X", help="peak of the schedule (%(default)s)")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import Algorithm, FixedStep
-from pynode.backends import Gradients, Request
+from pynode.backends import Gradients, Query, Request
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints import backsolve, checkpointed
 from pynode.native.error_norm import ErrorNorm
@@ -25,7 +25,7 @@ from pynode.problem import Field
 from pynode.sensealg import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.solution import ReturnCode
 
-_PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, list[float], Tensor], Gradients]] = {
+_PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
     CheckpointedAdjoint: checkpointed.pull_back,
     BacksolveAdjoint: backsolve.pull_back,
 }
@@ -64,14 +64,13 @@ class NativeRecord:
 
         return CompiledRungeKutta, CompiledTapedRungeKutta
 
-    def is_boundary(self, times: list[float], n: int) -> bool:
-        """Whether a save time that equals boundary ``n`` is that boundary, also for its gradient."""
-        if not self.request.time_gradient:
+    def is_boundary(self, query: Query, n: int) -> bool:
+        """Whether a queried time that equals boundary ``n`` is that boundary, also for its gradient."""
+        if query.derivative:
+            return False
+        if not query.time_gradient or (self.request.save_steps and query.times is self.saved):
             return True
-        if self.request.save_steps and times is self.saved:
-            return True
-        own = self.request.own_times or (times is not self.request.times and times is not self.saved)
-        return not own and (self._is_last(n) or self._steps_over_t)
+        return not query.own_times and (n == 0 or self._is_last(n) or self._steps_over_t)
 
     @property
     def _steps_over_t(self) -> bool:
@@ -164,6 +163,7 @@ class NativeBackend:
                 field = _CountedPullbacks(field, request)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
+            query = Query(request.times, False, request.own_times, request.time_gradient)
             recorder = SaveRecorder(
                 request.times,
                 y0,
@@ -171,7 +171,7 @@ class NativeBackend:
                 request.save_steps,
                 clock,
                 tensor,
-                lambda n: record.is_boundary(request.times, n),
+                lambda n: record.is_boundary(query, n),
             )
             derivative = None if taped or request.dependencies is None else request.dependencies.derivative
             common = {"derivative": derivative, "observer": request.observer, "clock": clock}
@@ -192,8 +192,13 @@ class NativeBackend:
                     stepper, y0, t, t_end, recorder, request.stats.forward, self._stepping(request), **common
                 )
             record.values = recorder.values() if recorder.saved else y0.new_empty(0, y0.numel())
-        record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
         record.saved = recorder.saved
+        if not outcome.retcode.successful:
+            # Fixed steps are found out only at their end: what was saved after the failure is not kept.
+            sign = math.copysign(1.0, ahead)
+            record.saved = [x for x in recorder.saved if (x - outcome.t) * sign <= 0]
+            record.values = record.values[: len(record.saved)]
+        record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
         return record
 
     def evaluate(
@@ -201,8 +206,8 @@ class NativeBackend:
     ) -> Tensor:
         return evaluate(record, times, derivative, times_tensor)
 
-    def pull_back(self, record: NativeRecord, times: list[float], cotangents: Tensor) -> Gradients:
-        return _PULL_BACKS[type(record.request.sensealg)](record, times, cotangents)
+    def pull_back(self, record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
+        return _PULL_BACKS[type(record.request.sensealg)](record, query, cotangents)
 
     def mesh(self, record: NativeRecord, t: Tensor) -> Tensor:
         return t.double()[[0, -1]] if record.request.algorithm.adaptive else self._mesh(record.request, t)
@@ -247,7 +252,7 @@ class _CountedPullbacks(Field):
     def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
         derivative = super().__call__(t, flat)
         if derivative.requires_grad:
-            derivative.register_hook(self._count)
+            derivative.register_hook(self._count)  # type: ignore[no-untyped-call]
         return derivative
 
     def _count(self, gradient: Tensor) -> None:

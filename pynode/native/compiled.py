@@ -64,7 +64,9 @@ def _taped_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
     return step
 
 
-def _compiled(make: Callable[[Tableau, Layout], Callable[..., Any]], tableau: Tableau, field: Field) -> Callable[..., Any]:
+def _compiled(
+    make: Callable[[Tableau, Layout], Callable[..., Any]], tableau: Tableau, field: Field
+) -> Callable[..., Any]:
     layout = field.layout
     key = (make, tableau.name, layout.device, repr(layout.template), tuple(layout.shapes), tuple(layout.dtypes))
     try:

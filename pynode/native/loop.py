@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,13 @@ class Recorder(Protocol):
 
     def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
         """A step from (t, y) to (t1, y1) was accepted; the stepper still holds its stages."""
+
+
+class Nothing:
+    """Keeps nothing."""
+
+    def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
+        return
 
 
 class Observer(Protocol):
@@ -92,7 +100,7 @@ def integrate_fixed(
     stepper.begin(mesh[0] if clock is None else clock(mesh[0]), y, derivative, edge(mesh[0], ahead))
     if not _finite(stepper.derivative()):
         return Outcome(ReturnCode.InitialFailure, mesh[0], y, "f(t0, y0) has a NaN or an infinity")
-    last = len(mesh) - 2
+    last, y0 = len(mesh) - 2, y
     for i in range(last + 1):
         t, t1 = mesh[i], mesh[i + 1]
         start, h, end = _h(t, t1, clock)
@@ -108,9 +116,24 @@ def integrate_fixed(
                 stepper.begin(end, y, jump=ahead)
             else:
                 stepper.advance(end, y)
-    if not _finite(y):
-        return Outcome(ReturnCode.Unstable, mesh[-1], y, "the final state is not finite")
-    return Outcome(ReturnCode.Success, mesh[-1], y)
+    if _finite(y):
+        return Outcome(ReturnCode.Success, mesh[-1], y)
+    return _first_failure(stepper, y0, mesh, edge)
+
+
+def _first_failure(
+    stepper: Stepper, y: Tensor, mesh: Sequence[float], edge: Callable[[float, float], float]
+) -> Outcome:
+    """Step again over a mesh whose end is not finite, now looking at every state: only failures pay for that."""
+    ahead = math.copysign(math.inf, mesh[-1] - mesh[0])
+    with torch.no_grad():
+        for t, t1 in itertools.pairwise(mesh):
+            stepper.begin(t, y, jump=edge(t, ahead))
+            y1 = stepper.attempt(t, t1 - t, y, edge(t1, -ahead), t1)
+            if not _finite(y1):
+                return Outcome(ReturnCode.Unstable, t, y, f"the step from there to t = {t1:.9g} is not finite")
+            y = y1
+    return Outcome(ReturnCode.Unstable, mesh[-1], y, "the final state was not finite, but is when computed again")
 
 
 def integrate_adaptive(

@@ -63,6 +63,10 @@ def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
         offsets = torch.arange(count, dtype=torch.float64, device=t.device) * math.copysign(algorithm.dt, span.item())
         return torch.cat([start + offsets, end[None]])
     if algorithm.steps is not None:
+        if algorithm.steps > _LIMIT:
+            raise InputError(
+                explain(f"{algorithm.name}(steps={algorithm.steps})", f"at most {_LIMIT:.0e}", "take fewer")
+            )
         fractions = torch.arange(1, algorithm.steps, dtype=torch.float64, device=t.device) / algorithm.steps
         return torch.cat([start[None], start + fractions * span, end[None]])
     return t

@@ -174,7 +174,7 @@ class TapedRungeKutta:
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field
-        self.coefficients = k = _coefficients(tableau, field.layout.dtype, field.layout.device)
+        self.coefficients = _coefficients(tableau, field.layout.dtype, field.layout.device)
         self.order = tableau.order
         self.error_order = tableau.error_order or tableau.order
         self._fsal = tableau.fsal

@@ -145,7 +145,7 @@ class SaveRecorder:
         self._clock = clock
         self._chunks: list[Tensor] = []
         self._next = 0
-        if every_step or times[0] == trajectory.mesh[0]:
+        if every_step or (times[0] == trajectory.mesh[0] and self._is_boundary(0)):
             self._chunks.append(y0[None])
             self.saved.append(trajectory.mesh[0])
             self._next = 1
@@ -166,18 +166,18 @@ class SaveRecorder:
             return
         self._next = last
         self.saved += times[first:last]
-        at_end = times[last - 1] == t1 and self._is_boundary()
+        at_end = times[last - 1] == t1 and self._is_boundary(self.trajectory.steps)
         inner = last - 1 if at_end else last
         if inner > first:
             self._chunks.append(stepper.interpolate(self._thetas(t, t1, first, inner)))
         if at_end:
             self._chunks.append(y1[None])
 
-    def _is_boundary(self) -> bool:
-        """Whether a save time at the end of a step is the state there; not so if its gradient is its own."""
+    def _is_boundary(self, n: int) -> bool:
+        """Whether a save time at boundary ``n`` is the state there; not so if its gradient is its own."""
         if self._tensor is None:
             return True
-        return self._posed is not None and self._posed(self.trajectory.steps)
+        return self._posed is not None and self._posed(n)
 
     def _thetas(self, t: float, t1: float, first: int, last: int) -> Sequence[Any]:
         if self._clock is None and self._tensor is None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.backends import Gradients
+from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, SolveError, explain
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.loop import Outcome, Stepping, integrate_adaptive, integrate_fixed
+from pynode.native.loop import Nothing, Outcome, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.stepper import Stepper
 from pynode.problem import Field
 from pynode.sensealg import BacksolveAdjoint
@@ -93,14 +93,7 @@ def _flat(gradient: Tensor | None, size: int, like: Tensor, _param: Tensor | Non
     return real.reshape(-1).to(like.dtype)
 
 
-class _Ignore:
-    """Records nothing."""
-
-    def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
-        return
-
-
-def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> Gradients:
+def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
     """Gradients of ``sum_i <cotangents_i, y(times_i)>``; arguments as for the checkpointed adjoint.
 
     Raises
@@ -110,9 +103,17 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     SolveError
         If the backward solve fails.
     """
-    request = record.request
+    request, times = record.request, query.times
     sensealg = request.sensealg
     assert isinstance(sensealg, BacksolveAdjoint)
+    if query.derivative:
+        raise GradientError(
+            explain(
+                "sol.derivative(t) was differentiated under BacksolveAdjoint",
+                "a sensitivity algorithm that differentiates the dense output",
+                "use CheckpointedAdjoint, DirectAdjoint, or f(t, sol(t)) itself",
+            )
+        )
     counts = request.stats.backward
     field = request.problem.field(counts)
     augmented = _Augmented(field, record)
@@ -133,7 +134,7 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
             )
         )
     t0 = record.trajectory.mesh[0]
-    times_gradient = torch.zeros(len(times), dtype=torch.float64) if request.time_gradient else None
+    times_gradient = torch.zeros(len(times), dtype=torch.float64) if query.time_gradient else None
     state = torch.zeros(augmented.layout.size, dtype=augmented.layout.dtype, device=augmented.layout.device)
     here = times[order[0]] if order else t0
     start = anchors[order[0]] if order else request.problem.y0.detach()
@@ -146,7 +147,7 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
             here = times[index]
             state[:n] = start = anchors[index]
         # At t0 the state is y0 itself, whatever t0 is.
-        if times_gradient is not None and times[index] != t0:
+        if times_gradient is not None and (query.own_times or times[index] != t0):
             with torch.no_grad():
                 slope = field(field.time(times[index]), anchors[index])
             times_gradient[index] = torch.dot(cotangents[index], slope).item()
@@ -160,7 +161,7 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     y0 = request.problem.y0.detach()
     adjoint = state[n : 2 * n].clone()
     mesh_gradient = None
-    if request.time_gradient:
+    if query.time_gradient:
         with torch.no_grad():
             slope = field(field.time(t0), y0)
         mesh_gradient = torch.zeros(len(record.trajectory.mesh), dtype=torch.float64)
@@ -169,7 +170,7 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     for index in order:
         if times[index] == t0:
             adjoint += cotangents[index]
-    parts = state[2 * n :].split(augmented.sizes) if augmented.sizes else ()
+    parts = torch.split(state[2 * n :], augmented.sizes) if augmented.sizes else ()
     gradients: list[Tensor | None] = []
     for part, like, reached in zip(parts, augmented.inputs, augmented.reached, strict=True):
         if not reached:
@@ -217,7 +218,7 @@ def _solved(
                 stops=request.tstops if sensealg.tstops is None else sensealg.tstops,
                 jumps=jumps,
             )
-            outcome = integrate_adaptive(stepper, state, t, t1, _Ignore(), counts, stepping, observer=sensealg.observer)
+            outcome = integrate_adaptive(stepper, state, t, t1, Nothing(), counts, stepping, observer=sensealg.observer)
         else:
             mesh = record.backward_mesh(algorithm, t, t1)
             perturb = bool(getattr(algorithm, "perturb", False))
@@ -225,7 +226,7 @@ def _solved(
                 stepper,
                 state,
                 mesh,
-                _Ignore(),
+                Nothing(),
                 counts,
                 max_steps=max_steps,
                 perturb=perturb,
@@ -252,16 +253,16 @@ def _norm(sensealg: BacksolveAdjoint, rtol: Any, atol: Any, augmented: _Augmente
             rtol = rtol[: 2 * n]
         if isinstance(atol, Tensor):
             atol = atol[: 2 * n]
-        return ErrorNorm(rtol, atol, _largest_rms, lambda e: e.split([n, n]), part=slice(0, 2 * n))
+        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n, n]), part=slice(0, 2 * n))
     sizes = [n, n, *augmented.sizes]
     if sensealg.norm == "full":
         whole = sum(augmented.sizes)
-        return ErrorNorm(rtol, atol, _largest_rms, lambda e: e.split([n, n, whole]))
+        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n, n, whole]))
     shapes: list[Any] = [(n,), (n,), *(x.shape for x in augmented.inputs)]
     assert callable(sensealg.norm)
 
     def unpack(error: Tensor) -> tuple[Tensor, ...]:
-        parts = error.split(sizes)
+        parts = torch.split(error, sizes)
         return tuple(
             part.reshape(shape) if part.numel() == math.prod(shape) else torch.view_as_complex(part.reshape(*shape, 2))
             for part, shape in zip(parts, shapes, strict=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.backends import Gradients
+from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
 
 if TYPE_CHECKING:
@@ -39,16 +39,17 @@ class Accumulator:
             torch._foreach_add_(into, new)
 
 
-def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> Gradients:
+def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
     """Gradients of ``sum_i <cotangents_i, y(times_i)>``, exact for the steps that were taken.
 
     Parameters
     ----------
     record : NativeRecord
-    times : list of float
-        Within the span, in any order.
+    query : Query
+        Times within the span, in any order; states or their time derivatives.
     cotangents : Tensor (m, n)
     """
+    times = query.times
     request, trajectory = record.request, record.trajectory
     problem, dependencies = request.problem, request.dependencies
     assert dependencies is not None
@@ -68,12 +69,12 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     for index, t in enumerate(times):
         if not wanted[index]:
             continue
-        if t == trajectory.mesh[0]:
+        if t == trajectory.mesh[0] and record.is_boundary(query, 0):
             initial.append(index)
         else:
             at_step.setdefault(trajectory.step_at(t), []).append(index)
 
-    time_gradients = request.time_gradient
+    time_gradients = query.time_gradient
     mesh_gradient = torch.zeros(len(trajectory.mesh), dtype=torch.float64) if time_gradients else None
     times_gradient = torch.zeros(len(times), dtype=torch.float64) if time_gradients else None
 
@@ -87,7 +88,7 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
     for n, state in trajectory.backward(replay, max(at_step, default=-1)):
         here = at_step.get(n, [])
         t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
-        plain = [i for i in here if times[i] == t1 and record.is_boundary(times, n + 1)]
+        plain = [i for i in here if times[i] == t1 and record.is_boundary(query, n + 1)]
         inner = [i for i in here if i not in plain]
         for i in plain:
             adjoint = cotangents[i] if adjoint is None else adjoint + cotangents[i]
@@ -108,7 +109,7 @@ def pull_back(record: NativeRecord, times: list[float], cotangents: Tensor) -> G
             y1 = taped.attempt(start, h, y, trajectory.jump_before(n), end)
             outputs, seeds = ([y1], [adjoint]) if adjoint is not None else ([], [])
             if inner:
-                outputs.append(taped.interpolate(thetas))
+                outputs.append(taped.interpolate(thetas, query.derivative))
                 seeds.append(cotangents[inner])
         if known is not None and not repeatable:
             _check_repeated(y1.detach(), known, state, t)
