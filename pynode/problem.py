@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -93,6 +94,9 @@ class Arguments:
         return replaced
 
 
+_autocast_available = functools.cache(torch.amp.is_autocast_available)
+
+
 class Autocast:
     """The mixed precision a problem was stated under, for every evaluation of ``f``, the later ones included.
 
@@ -102,7 +106,7 @@ class Autocast:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.available = torch.amp.is_autocast_available(device)
+        self.available = _autocast_available(device)
         self.enabled = self.available and torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device) if self.available else None
 

@@ -70,17 +70,21 @@ class Mild(nn.Module):
         return torch.tanh(self.scale * y + self.shift) * 0.5
 
 
-def spiral(seed: int = 0) -> Case:
-    """The network of torchdiffeq's ``ode_demo.py`` as it starts: 2-50-2 tanh of ``y ** 3``, weights N(0, 0.1), zero
-    biases, 20 states drawn from the spiral ``dy/dt = y**3 A`` through (2, 0)."""
-    generator = torch.Generator().manual_seed(seed)
-    field = Perceptron((2, 50, 2), power=3)
+def _initialise(field: nn.Module, generator: torch.Generator) -> None:
+    """What ``nn.Linear`` does by itself, from a generator of its own."""
     with torch.no_grad():
         for name, parameter in field.named_parameters():
-            if name.endswith("weight"):
-                parameter.normal_(0.0, 0.1, generator=generator)
-            else:
-                parameter.zero_()
+            fan_in = field.get_parameter(name.replace("bias", "weight")).shape[1]
+            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+
+
+def spiral(seed: int = 0) -> Case:
+    """The network of torchdiffeq's ``ode_demo.py``, 2-50-2 tanh of ``y ** 3``, in torch's default initialisation; 20
+    states drawn from the spiral ``dy/dt = y**3 A`` through (2, 0)."""
+    generator = torch.Generator().manual_seed(seed)
+    field = Perceptron((2, 50, 2), power=3)
+    _initialise(field, generator)
+    with torch.no_grad():
         matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
         ts = torch.linspace(0.0, 25.0, 1000, dtype=torch.float64)
         start = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
@@ -101,10 +105,7 @@ def mlp(seed: int = 0) -> Case:
     """64-128-128-64 tanh network in torch's default initialisation, 256 states drawn from N(0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     field = Perceptron((64, 128, 128, 64))
-    with torch.no_grad():
-        for name, parameter in field.named_parameters():
-            fan_in = field.get_parameter(name.replace("bias", "weight")).shape[1]
-            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    _initialise(field, generator)
     return Case(
         name="mlp",
         title="mlp: 64-128-128-64 tanh, batch 256, float32, rtol = atol = 1e-5, t in [0, 1]",

@@ -122,7 +122,7 @@ class CompiledRungeKutta(RungeKutta):
         self._start = (t, h, y, jump)
         self._end_time = t + h if end is None else end
         main = self.coefficients.main
-        first = self._buffer[0].clone()
+        first = self._buffer[0]
         y1, stages = _call(self._compiled, self.field.f, self.field.args, y, first, _scalar(t), _scalar(h))
         self.field.counts.nfe += main - 1
         self._buffer[:main].copy_(stages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class ErrorNorm:
 
     def _scaled(self, size: Tensor) -> Tensor:
         if self._as_tensors is None:  # tensor operands are much cheaper than numbers in a small operation
-            rtol, atol = (torch.as_tensor(x, dtype=size.dtype, device=size.device) for x in (self._rtol, self._atol))
+            rtol, atol = (_operand(x, size) for x in (self._rtol, self._atol))
             self._as_tensors = rtol, atol
             least = self._atol.min().item() if isinstance(self._atol, Tensor) else self._atol
             self._floor = least < torch.finfo(size.dtype).tiny
@@ -86,6 +87,18 @@ class ErrorNorm:
         scale = torch.addcmul(atol, size, rtol)
         # Purely relative control of a component that is zero would divide by zero.
         return scale.clamp_(min=torch.finfo(scale.dtype).tiny) if self._floor else scale
+
+
+def _operand(tolerance: Tolerance, like: Tensor) -> Tensor:
+    if isinstance(tolerance, Tensor):
+        return tolerance.to(like)
+    return _number(tolerance, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+def _number(x: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(x, dtype=dtype, device=device)
 
 
 def _large_rms(ratio: Tensor) -> float:

@@ -122,14 +122,17 @@ class RungeKutta:
         self._start = (t, h, y, jump)
         self._end_time = t + h if end is None else end
         field, prefix, rows, same_time = self.field, self._prefix, self._rows, self._same_time
-        weights, write, unpack = self.coefficients.a, self._write, field.layout.unpack
-        f, args, counts, stage_time = field.f, field.args, field.counts, self._stage_time
-        addmv, state = torch.addmv, y
-        time: Tensor | None = None
-        for i in range(1, self.coefficients.main):
+        k, write, unpack = self.coefficients, self._write, field.layout.unpack
+        weights, c, f, args, counts = k.a, k.c, field.f, field.args, field.counts
+        addmv, scalar_tensor, dtype, device = torch.addmv, torch.scalar_tensor, k.dtype, k.device
+        state, time = y, None
+        for i in range(1, k.main):
             state = addmv(y, prefix[i], weights[i], alpha=h)
             if time is None or not same_time[i]:
-                time = stage_time(i)
+                if c[i] == 1.0:
+                    time = self._at(self._end_time, jump)
+                else:
+                    time = scalar_tensor(t + c[i] * h, dtype=dtype, device=device)
             counts.nfe += 1
             write(f(time, unpack(state), *args), rows[i])
         return state if self._fsal else addmv(y, prefix[-1], self.coefficients.b, alpha=h)
