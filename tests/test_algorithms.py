@@ -88,7 +88,7 @@ def test_every_algorithm_has_a_tableau_and_a_solve(name):
         {"dt": 0.1, "mesh": lambda t: t},
         {"interpolation": "cubic"},
     ],
-    ids=str,
+    ids=lambda options: str(options).split("<function")[0],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(pynode.InputError):
