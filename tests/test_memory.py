@@ -106,9 +106,10 @@ def test_peak_of_the_backward_pass() -> None:
     peaks = [run(CheckpointedAdjoint(), steps, watch=True)[1] for steps in (10, 40)]
     assert peaks[1] - peaks[0] <= 30
     # checkpoints=6 keeps at most 6 states and one segment of 40 / 6 steps, rounded up to the next power of two, of
-    # which each holds one; 16 + 6 is less than the 40 states of the full record.
+    # which each holds one; 16 + 6 is less than the 40 states of the full record. Recomputing them takes a buffer of
+    # RK4's five stages (the one for dense output included), which the full record does without.
     bounded = run(CheckpointedAdjoint(checkpoints=6), 40, watch=True)[1]
-    assert bounded <= peaks[1] - 40 + 6 + 8
+    assert bounded <= peaks[1] + 5 - 40 + 6 + 8
 
 
 def test_a_solve_without_gradient_keeps_what_dense_output_needs_or_nothing() -> None:

@@ -84,13 +84,21 @@ class Trajectory:
             at = n
             yield n, y
 
-    def backward(self, stepper: Stepper, start: int) -> Iterator[tuple[int, Tensor]]:
+    @property
+    def bounded(self) -> bool:
+        """Whether states may have been dropped, so that :meth:`backward` has to recompute them."""
+        return self._limit is not None
+
+    def backward(self, stepper: Stepper | None, start: int) -> Iterator[tuple[int, Tensor]]:
         """``(n, state at the start of step n)`` from step ``start`` down to the first, one segment between two stored
-        states in memory at a time."""
+        states in memory at a time. ``stepper`` recomputes what a bounded trajectory dropped."""
         for stored in range(start // self._stride, -1, -1):
             first = stored * self._stride
             last = min(first + self._stride - 1, start)
-            segment = [self._states[stored], *self._replayed(first, last, self._states[stored], stepper)]
+            segment = [self._states[stored]]
+            if last > first:
+                assert stepper is not None
+                segment += self._replayed(first, last, self._states[stored], stepper)
             for n in range(last, first - 1, -1):
                 yield n, segment.pop()
 

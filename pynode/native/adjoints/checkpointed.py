@@ -56,7 +56,7 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
     counts = request.stats.backward
     field = problem.field(counts)
     arguments = [x.detach().requires_grad_() for x in dependencies.arguments]
-    replay = record.stepper(field)
+    replay = record.stepper(field) if trajectory.bounded else None  # it holds a stage buffer
     taped = record.taped_stepper(field.with_args(problem.arguments.replaced(arguments)))
     inputs = [*arguments, *dependencies.parameters]
     sums = Accumulator(len(inputs))
