@@ -66,7 +66,7 @@ def solve(
         Further arguments of ``f``: anything; the tensors in it are differentiated.
     algorithm : Algorithm or str
         The integrator, or its name (``"tsit5"``, ``"dopri5"``, ``"rk4"``).
-    rtol, atol : float, or tensor of the flattened state's length
+    rtol, atol : float, or tensor with one entry per element of the flattened state (two per complex one)
         Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
         ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
     sensealg : SensitivityAlgorithm, optional
@@ -99,8 +99,9 @@ def solve(
         Times at which ``f`` jumps: met exactly, ``f`` being evaluated just before and just after them.
     compile : False or "step"
         ``"step"`` runs every step, and every step's pullback under ``CheckpointedAdjoint``, as one graph of
-        ``torch.compile``: several times quicker for small models, after some ten seconds of compilation for each new
-        field, shape and method. Results agree with the eager ones to rounding.
+        ``torch.compile``: about twice as quick for small models, after most of a minute of compilation for each new
+        field, shape and method (seconds where torch has it in its cache on disk). Results agree with the eager ones to
+        rounding. Under gradients only with ``CheckpointedAdjoint``; the field must be a module or a function.
     observer : object, optional
         With methods ``step``, ``accepted`` and ``rejected``, each called with ``(t, y_flat, dt)``.
 

@@ -267,6 +267,7 @@ def error(value: Tensor | Sequence[Tensor], exact: Tensor | Sequence[Tensor]) ->
 
 
 def root_mean_square(values: Sequence[float]) -> float:
+    """The root of the mean of the squares."""
     return math.sqrt(sum(x * x for x in values) / len(values))
 
 
