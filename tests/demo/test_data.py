@@ -123,6 +123,8 @@ def test_images_and_labels_must_be_as_many(tmp_path):
         (idx(np.zeros(4, np.uint8)), "first 00 00 08 01"),
         (gzip.compress(idx(np.zeros((2, 3, 3), np.uint8))), "gunzip"),
     ],
+    # The bytes themselves would be the names of the tests, and gzip writes the time of day into them.
+    ids=["empty", "page", "cut_data", "cut_header", "labels", "compressed"],
 )
 def test_a_damaged_file_says_what_is_wrong(tmp_path, content, message):
     path = tmp_path / "train-images-idx3-ubyte"
