@@ -41,10 +41,6 @@ class Field:
         self.counts.nfe += 1
         return self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args))
 
-    def with_counts(self, counts: Counts) -> Field:
-        """The same field, counted elsewhere."""
-        return Field(self.f, self.args, self.layout, counts)
-
     def with_args(self, args: tuple[Any, ...]) -> Field:
         """The same field with other arguments."""
         return Field(self.f, args, self.layout, self.counts)

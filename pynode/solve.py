@@ -84,7 +84,8 @@ def solve(
         Raise SolveError when the solve fails; otherwise return what was reached, with its ``retcode``.
     params : iterable of tensors, optional
         The parameters to differentiate, each of which must receive a gradient. By default they are found: the
-        module's own, and all that ``f`` reaches through closures and globals.
+        module's own, and all that ``f`` reaches through closures and globals. Under ``DirectAdjoint`` torch's tape
+        decides instead: ``params`` and the checks that come with it do not apply.
     allow_unused : bool
         A parameter that ``f`` never reaches receives a zero gradient instead of raising GradientError.
     norm : callable, optional

@@ -169,10 +169,7 @@ def integrate_adaptive(
     if not _finite(stepper.derivative()):
         return Outcome(ReturnCode.InitialFailure, t, y, "f(t0, y0) has a NaN or an infinity")
     norm.start(y)
-    if stepping.dt0 is not None:
-        size = stepping.dt0
-    else:
-        size = initial_step(stepper, norm, t, y, abs(t_end - t) * sign, counts)
+    size = stepping.dt0 if stepping.dt0 is not None else initial_step(stepper, norm, t, y, abs(t_end - t) * sign)
     size = max(min(size, stepping.dtmax), stepping.dtmin, 4.0 * math.ulp(t))
     history = START
     ratio = math.nan
@@ -236,7 +233,7 @@ def integrate_adaptive(
     )
 
 
-def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float, counts: Counts) -> float:
+def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float) -> float:
     """Magnitude of a first step (Hairer, Norsett and Wanner 1993, section II.4); one more evaluation.
 
     ``norm`` is scaled at ``y``; ``span`` is the signed distance to the end.

@@ -355,7 +355,7 @@ def _initial(rtol, f0, f1, y0=1.0, span=1.0, norm=None):
     stepper.begin(0.0, y)
     measure = ErrorNorm(rtol, rtol, norm)
     measure.start(y)
-    return initial_step(stepper, measure, 0.0, y, span, Counts()), calls
+    return initial_step(stepper, measure, 0.0, y, span), calls
 
 
 @both_directions
