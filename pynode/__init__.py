@@ -22,7 +22,17 @@ from pynode.algorithms import (
 from pynode.controllers import IController, PIController, PIDController
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
 from pynode.saveat import SaveAt
-from pynode.sensealg import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.sensealg import (
+    BacksolveAdjoint,
+    CheckpointedAdjoint,
+    DirectAdjoint,
+    ForwardSensitivity,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+    QuadratureAdjoint,
+    ReversibleAdjoint,
+    SensitivityAlgorithm,
+)
 from pynode.solution import Counts, ReturnCode, Solution, Stats
 from pynode.solve import solve
 
@@ -44,16 +54,21 @@ __all__ = [
     "Euler",
     "Fehlberg2",
     "FieldError",
+    "ForwardSensitivity",
+    "GaussAdjoint",
     "GradientError",
     "Heun",
     "IController",
     "InputError",
+    "InterpolatingAdjoint",
     "Midpoint",
     "PIController",
     "PIDController",
     "PynodeError",
+    "QuadratureAdjoint",
     "Ralston",
     "ReturnCode",
+    "ReversibleAdjoint",
     "SaveAt",
     "SensitivityAlgorithm",
     "Solution",

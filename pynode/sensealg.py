@@ -6,6 +6,7 @@ Names are those of SciMLSensitivity.jl.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,35 +40,78 @@ class DirectAdjoint(SensitivityAlgorithm):
 class CheckpointedAdjoint(SensitivityAlgorithm):
     """Exact discrete adjoint of the accepted steps, each replayed from its stored state: the default.
 
-    The gradient equals ``DirectAdjoint``'s up to rounding. Memory: one state per step, or at most about
-    ``checkpoints`` of them plus those of one segment between two checkpoints, at the price of one more integration.
+    The gradient equals ``DirectAdjoint``'s up to rounding. Memory: one state per step, or a bound on the states kept,
+    honoured by online binomial checkpointing: the number of steps need not be known, and what was dropped is
+    recomputed as seldom as the bound allows.
 
     Parameters
     ----------
     checkpoints : int, optional
-        Upper bound of the states kept by the forward solve. Whenever it is reached every other one is dropped; with
-        ``checkpoints`` near the square root of the number of steps, memory grows like that root.
+        Upper bound of the states kept, those of recomputed stretches included.
+    max_memory : int, optional
+        The same bound in bytes.
 
     References
     ----------
-    Zhuang et al. (2020), "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE".
+    Zhuang et al. (2020), "Adaptive Checkpoint Adjoint Method for Gradient Estimation in Neural ODE"; Wang, Moin and
+    Iaccarino (2009), "Minimal repetition dynamic checkpointing algorithm for unsteady adjoint calculation"; Griewank
+    and Walther (2000), "Algorithm 799: revolve".
     """
 
     checkpoints: int | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.checkpoints is not None and (self.checkpoints != int(self.checkpoints) or self.checkpoints < 2):
             raise InputError(
                 explain(f"CheckpointedAdjoint(checkpoints={self.checkpoints})", "None or an integer >= 2", "give >= 2")
             )
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise InputError(
+                explain(
+                    f"CheckpointedAdjoint(max_memory={self.max_memory})",
+                    "None or a positive number of bytes",
+                    "give the bytes that stored states may take, such as 2**30",
+                )
+            )
+        if self.checkpoints is not None and self.max_memory is not None:
+            raise InputError(
+                explain("CheckpointedAdjoint got checkpoints and max_memory", "one bound", "drop one of them")
+            )
 
 
 @dataclass(frozen=True)
-class BacksolveAdjoint(SensitivityAlgorithm):
-    """Continuous adjoint integrated backward together with the state (Chen et al. 2018): constant memory.
+class ReversibleAdjoint(SensitivityAlgorithm):
+    """Exact discrete adjoint in constant memory, for algebraically reversible algorithms.
 
-    The state is restarted from the stored value at every saved time. Where the state cannot be reconstructed backward
-    (dissipative, stiff or chaotic fields) the gradient would be wrong: the mismatch at every saved time is checked.
+    ``ReversibleHeun`` and ``AsynchronousLeapfrog`` can be run backward step by step to rounding, so that no state but
+    the last is stored. The gradient equals ``DirectAdjoint``'s up to the rounding that running backward gathers.
+
+    References
+    ----------
+    Kidger et al. (2021), "Efficient and Accurate Gradients for Neural SDEs"; Zhuang et al. (2021), "MALI: a memory
+    efficient and reverse accurate integrator for neural ODEs".
+    """
+
+
+@dataclass(frozen=True)
+class ForwardSensitivity(SensitivityAlgorithm):
+    """Continuous forward sensitivities, integrated together with the state: for few parameters and few states.
+
+    One Jacobian-vector product per differentiated number and evaluation. Nothing is integrated backward.
+
+    Parameters
+    ----------
+    error_control : bool
+        Sensitivities count in the error norm like states.
+    """
+
+    error_control: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousAdjoint(SensitivityAlgorithm):
+    """Base class of the sensitivity algorithms that integrate the adjoint equation ``da/dt = -a df/dy`` backward.
 
     Parameters
     ----------
@@ -76,38 +120,25 @@ class BacksolveAdjoint(SensitivityAlgorithm):
         for each stretch between two saved times, backward.
     rtol, atol : float, or tensor, optional
         Tolerances of the adjoint; the forward ones by default. A tensor has the length of the flattened state, or of
-        the flattened augmented state ``(y, adjoint, arguments..., parameters...)``.
-    norm : "seminorm", "full" or callable
-        Error norm of the adjoint solve. ``"seminorm"`` (Kidger, Chen and Lyons 2021) leaves the parameter channels,
-        which are plain integrals, out of step control. ``"full"`` is the largest of the RMS norms of state, adjoint
-        and parameter channels. A callable gets the tuple ``(y, adjoint, *parameters)`` of scaled errors, each in
-        the shape of its tensor (``y`` and ``adjoint`` flat), and returns a scalar tensor or a float.
+        what is integrated backward.
     controller : PIDController, optional
         Step control of the adjoint; the forward one by default.
-    reconstruction_rtol : float or None
-        Largest accepted relative distance between the state integrated backward and the stored one; ``None`` turns
-        the check off.
     max_steps : int, optional
         Largest number of attempted steps between two saved times; by default the forward limit, and no more than
         1000 beyond thirty times the forward steps where algorithm and tolerances are the forward ones.
-    on_mismatch : "raise" or "warn"
-        What a failed reconstruction check does.
     dt0 : float, optional
         First step of every stretch between two saved times, chosen by Hairer's rule by default.
     dtmin, dtmax, tstops, d_discontinuities : optional
         As for ``pynode.solve``; the forward ones by default.
     observer : object, optional
-        As for ``pynode.solve``, called with the flat augmented state ``(y, adjoint, arguments..., parameters...)``.
+        As for ``pynode.solve``, called with what is integrated backward, flat.
     """
 
     algorithm: Algorithm | None = None
     rtol: float | Tensor | None = None
     atol: float | Tensor | None = None
-    norm: str | Callable[[tuple[Any, ...]], Any] = "seminorm"
     controller: PIDController | None = None
-    reconstruction_rtol: float | None = 1e-2
     max_steps: int | None = None
-    on_mismatch: str = "raise"
     dt0: float | None = None
     dtmin: float | None = None
     dtmax: float | None = None
@@ -116,19 +147,149 @@ class BacksolveAdjoint(SensitivityAlgorithm):
     observer: Any = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.algorithm, str):
+            object.__setattr__(self, "algorithm", algorithm_from_name(self.algorithm))  # type: ignore[unreachable]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Normed(ContinuousAdjoint):
+    """A continuous adjoint that integrates the parameter gradient together with the adjoint."""
+
+    norm: str | Callable[[tuple[Any, ...]], Any] = "seminorm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm not in ("seminorm", "full") and not callable(self.norm):
+            raise InputError(
+                explain(f"{self.name}(norm={self.norm!r})", "'seminorm', 'full' or a callable", "use 'seminorm'")
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BacksolveAdjoint(_Normed):
+    """Continuous adjoint integrated backward together with the state (Chen et al. 2018): constant memory.
+
+    The state is restarted from the stored value at every saved time. Where the state cannot be reconstructed backward
+    (dissipative, stiff or chaotic fields) the gradient would be wrong: the mismatch at every saved time is checked.
+    What is integrated backward is ``(y, adjoint, arguments..., parameters...)``.
+
+    Parameters
+    ----------
+    norm : "seminorm", "full" or callable
+        Error norm of the adjoint solve. ``"seminorm"`` (Kidger, Chen and Lyons 2021) leaves the parameter channels,
+        which are plain integrals, out of step control. ``"full"`` is the largest of the RMS norms of state, adjoint
+        and parameter channels. A callable gets the tuple ``(y, adjoint, *parameters)`` of scaled errors, each in
+        the shape of its tensor (``y`` and ``adjoint`` flat), and returns a scalar tensor or a float.
+    reconstruction_rtol : float or None
+        Largest accepted relative distance between the state integrated backward and the stored one; ``None`` turns
+        the check off.
+    on_mismatch : "raise" or "warn"
+        What a failed reconstruction check does.
+    algorithm, rtol, atol, controller, max_steps, dt0, dtmin, dtmax, tstops, d_discontinuities, observer
+        See ContinuousAdjoint.
+    """
+
+    reconstruction_rtol: float | None = 1e-2
+    on_mismatch: str = "raise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.on_mismatch not in ("raise", "warn"):
             raise InputError(
                 explain(f"BacksolveAdjoint(on_mismatch={self.on_mismatch!r})", "'raise' or 'warn'", "use one of them")
             )
-        if isinstance(self.algorithm, str):
-            object.__setattr__(self, "algorithm", algorithm_from_name(self.algorithm))  # type: ignore[unreachable]
-        if self.norm not in ("seminorm", "full") and not callable(self.norm):
-            raise InputError(
-                explain(f"BacksolveAdjoint(norm={self.norm!r})", "'seminorm', 'full' or a callable", "use 'seminorm'")
-            )
 
 
-SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (CheckpointedAdjoint, DirectAdjoint, BacksolveAdjoint)
+@dataclass(frozen=True, kw_only=True)
+class InterpolatingAdjoint(_Normed):
+    """Continuous adjoint integrated backward against the forward solution's dense output.
+
+    Stable where ``BacksolveAdjoint`` is not. What is integrated backward is
+    ``(adjoint, arguments..., parameters...)``.
+
+    Parameters
+    ----------
+    checkpointing : bool
+        Keep about the square root of the number of steps in states and solve each stretch between two of them again,
+        instead of keeping the stages of every step.
+    norm : "seminorm", "full" or callable
+        As for BacksolveAdjoint; a callable gets ``(adjoint, *parameters)``.
+    algorithm, rtol, atol, controller, max_steps, dt0, dtmin, dtmax, tstops, d_discontinuities, observer
+        See ContinuousAdjoint.
+    """
+
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussAdjoint(ContinuousAdjoint):
+    """Continuous adjoint with the parameter gradient by Gauss-Legendre quadrature along each of its steps.
+
+    Only the adjoint itself is integrated, against the forward solution's dense output; ``int a df/dp dt`` is evaluated
+    at a few nodes of every accepted step, on the adjoint's dense output.
+
+    Parameters
+    ----------
+    checkpointing : bool
+        As for InterpolatingAdjoint.
+    nodes : int, optional
+        Nodes per step; by default as many as the order of the adjoint's algorithm asks for.
+    algorithm, rtol, atol, controller, max_steps, dt0, dtmin, dtmax, tstops, d_discontinuities, observer
+        See ContinuousAdjoint.
+
+    References
+    ----------
+    Norcliffe and Deisenroth (2023), "Faster Training of Neural ODEs Using Gauss-Legendre Quadrature"; SciMLSensitivity
+    ``GaussAdjoint``.
+    """
+
+    checkpointing: bool = False
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nodes is not None and (self.nodes != int(self.nodes) or self.nodes < 1):
+            raise InputError(explain(f"GaussAdjoint(nodes={self.nodes})", "None or an integer >= 1", "give 3"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuadratureAdjoint(ContinuousAdjoint):
+    """Continuous adjoint kept as a dense solution, the parameter gradient by adaptive Gauss-Kronrod quadrature.
+
+    The integral ``int a df/dp dt`` has tolerances of its own, so that its error is controlled, not only the adjoint's.
+
+    Parameters
+    ----------
+    quadrature_rtol, quadrature_atol : float, optional
+        Tolerances of the integral, in the root mean square over all parameters; ``rtol`` and ``atol`` of the adjoint
+        by default.
+    algorithm, rtol, atol, controller, max_steps, dt0, dtmin, dtmax, tstops, d_discontinuities, observer
+        See ContinuousAdjoint.
+    """
+
+    quadrature_rtol: float | None = None
+    quadrature_atol: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("quadrature_rtol", "quadrature_atol"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < math.inf:
+                raise InputError(
+                    explain(f"QuadratureAdjoint({name}={value})", "a finite number >= 0", "give one such as 1e-6")
+                )
+
+
+SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (
+    CheckpointedAdjoint,
+    DirectAdjoint,
+    BacksolveAdjoint,
+    InterpolatingAdjoint,
+    QuadratureAdjoint,
+    GaussAdjoint,
+    ReversibleAdjoint,
+    ForwardSensitivity,
+)
 
 
 def as_sensealg(sensealg: Any) -> SensitivityAlgorithm:
@@ -153,5 +314,27 @@ def as_sensealg(sensealg: Any) -> SensitivityAlgorithm:
             f"sensealg is {sensealg!r}",
             f"a sensitivity algorithm object, one of {', '.join(cls.__name__ for cls in SENSEALGS)}",
             f"write {choices}",
+        )
+    )
+
+
+def sensealg_from_name(name: str) -> SensitivityAlgorithm:
+    """The sensitivity algorithm of that class name with its default options; case and ``Adjoint`` do not matter.
+
+    Raises
+    ------
+    InputError
+        For an unknown name; the message lists the known ones.
+    """
+    table = {cls.__name__.lower().removesuffix("adjoint"): cls for cls in SENSEALGS}
+    key = name.lower().removesuffix("adjoint")
+    if key in table:
+        return table[key]()
+    near = difflib.get_close_matches(key, table, n=1, cutoff=0.4) or list(table)
+    raise InputError(
+        explain(
+            f"unknown sensealg {name!r}",
+            f"one of {', '.join(cls.__name__ for cls in SENSEALGS)}",
+            f"did you mean {table[near[0]].__name__}?",
         )
     )

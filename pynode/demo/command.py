@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from pynode.demo.picture import check_format, draw
 from pynode.demo.report import Result, check_summary, comparison_table
 from pynode.demo.training import Epoch, gradient_step, train
 from pynode.errors import InputError, explain
-from pynode.sensealg import SensitivityAlgorithm
+from pynode.sensealg import sensealg_from_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,29 +92,6 @@ def main(argv: list[str]) -> int:
         console.print(f"numbers: {options.json}", soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s in all")
     return 0 if check.passed else 1
-
-
-def sensealg_from_name(name: str) -> SensitivityAlgorithm:
-    """The sensitivity algorithm of that class name with its default options; case and ``Adjoint`` do not matter.
-
-    Raises
-    ------
-    InputError
-        For an unknown name; the message lists the known ones.
-    """
-    classes = SensitivityAlgorithm.__subclasses__()
-    table = {cls.__name__.lower().removesuffix("adjoint"): cls for cls in classes}
-    key = name.lower().removesuffix("adjoint")
-    if key in table:
-        return table[key]()
-    near = difflib.get_close_matches(key, table, n=1, cutoff=0.4) or list(table)
-    raise InputError(
-        explain(
-            f"unknown sensealg {name!r}",
-            f"one of {', '.join(cls.__name__ for cls in classes)}",
-            f"did you mean {table[near[0]].__name__}?",
-        )
-    )
 
 
 def _train_and_measure(
