@@ -13,21 +13,34 @@ from torch import Tensor
 from pynode.algorithms import Algorithm, FixedStep
 from pynode.backends import Gradients, Query, Request
 from pynode.errors import UnsupportedError, explain
-from pynode.native.adjoints import backsolve, checkpointed
+from pynode.native.adjoints import backsolve, checkpointed, gauss, interpolating, quadrature
+from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.loop import Stepping, integrate_adaptive, integrate_fixed
+from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.stepper import Stepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.trajectory import SaveRecorder, Trajectory
 from pynode.problem import Field
-from pynode.sensealg import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.sensealg import (
+    BacksolveAdjoint,
+    CheckpointedAdjoint,
+    ContinuousAdjoint,
+    DirectAdjoint,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+    QuadratureAdjoint,
+    SensitivityAlgorithm,
+)
 from pynode.solution import ReturnCode
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
     CheckpointedAdjoint: checkpointed.pull_back,
     BacksolveAdjoint: backsolve.pull_back,
+    InterpolatingAdjoint: interpolating.pull_back,
+    QuadratureAdjoint: quadrature.pull_back,
+    GaussAdjoint: gauss.pull_back,
 }
 
 
@@ -37,6 +50,8 @@ class NativeRecord:
     def __init__(self, request: Request, trajectory: Trajectory) -> None:
         self.request = request
         self.trajectory = trajectory
+        #: Dense output of every step, where the sensitivity algorithm asked for it.
+        self.pieces: Pieces | None = None
         self.retcode = ReturnCode.Success
         self.t = trajectory.mesh[0]
         self.detail = ""
@@ -52,6 +67,13 @@ class NativeRecord:
         """A stepper that records nothing."""
         tableau = _tableau(algorithm or self.request.algorithm)
         return self._steppers()[0](tableau, field)
+
+    def dense(self) -> Dense:
+        """The forward solution at any time: kept, or solved again from the states that were."""
+        if self.pieces is not None:
+            return self.pieces
+        field = self.request.problem.field(self.request.stats.backward)
+        return Resolved(self.trajectory, self.stepper(field))
 
     def taped_stepper(self, field: Field) -> Stepper:
         """A stepper autograd can record."""
@@ -133,7 +155,7 @@ class NativeBackend:
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         if algorithm.name not in TABLEAUS:
             return f"the algorithm {algorithm.name}"
-        if not isinstance(sensealg, DirectAdjoint | CheckpointedAdjoint | BacksolveAdjoint):
+        if not isinstance(sensealg, DirectAdjoint) and type(sensealg) not in _PULL_BACKS:
             return f"the sensitivity algorithm {sensealg.name}"
         return None
 
@@ -147,6 +169,8 @@ class NativeBackend:
         keep = request.dense if request.dense is not None else not flat_memory
         if request.differentiable and isinstance(sensealg, CheckpointedAdjoint):
             keep = True
+        continuous = request.differentiable and isinstance(sensealg, ContinuousAdjoint)
+        dense_kept = continuous and not flat_memory and not getattr(sensealg, "checkpointing", False)
         perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
         trajectory = Trajectory(t, ahead, keep, limit, request.jumps, perturb)
         record = NativeRecord(request, trajectory)
@@ -164,7 +188,7 @@ class NativeBackend:
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
             query = Query(request.times, False, request.own_times, request.time_gradient)
-            recorder = SaveRecorder(
+            saver = SaveRecorder(
                 request.times,
                 y0,
                 trajectory,
@@ -173,6 +197,9 @@ class NativeBackend:
                 tensor,
                 lambda n: record.is_boundary(query, n),
             )
+            recorder: Recorder = saver
+            if dense_kept:
+                recorder = record.pieces = Pieces(saver)
             derivative = None if taped or request.dependencies is None else request.dependencies.derivative
             common = {"derivative": derivative, "observer": request.observer, "clock": clock}
             if mesh is not None:
@@ -191,12 +218,12 @@ class NativeBackend:
                 outcome = integrate_adaptive(
                     stepper, y0, t, t_end, recorder, request.stats.forward, self._stepping(request), **common
                 )
-            record.values = recorder.values() if recorder.saved else y0.new_empty(0, y0.numel())
-        record.saved = recorder.saved
+            record.values = saver.values() if saver.saved else y0.new_empty(0, y0.numel())
+        record.saved = saver.saved
         if not outcome.retcode.successful:
             # Fixed steps are found out only at their end: what was saved after the failure is not kept.
             sign = math.copysign(1.0, ahead)
-            record.saved = [x for x in recorder.saved if (x - outcome.t) * sign <= 0]
+            record.saved = [x for x in saver.saved if (x - outcome.t) * sign <= 0]
             record.values = record.values[: len(record.saved)]
         record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
         return record

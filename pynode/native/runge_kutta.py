@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from pynode.native.dense import Piece, StagePiece
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field
 
@@ -49,6 +50,16 @@ class _Coefficients:
         with torch.inference_mode(False):  # as in _coefficients
             return torch.tensor(self.tableau.dense_b, dtype=torch.float64).t().contiguous().to(self.device)
 
+    def weights_at(self, theta: float) -> Tensor:
+        """Weights of the stages at the fraction ``theta`` of the step, shape (stages,)."""
+        weights = []
+        for polynomial in self.tableau.dense_b:
+            value = 0.0
+            for coefficient in reversed(polynomial):
+                value = (value + coefficient) * theta
+            weights.append(value)
+        return self.tensor(weights)
+
     def dense_weights(self, thetas: Tensor, derivative: bool) -> Tensor:
         """Weights of the stages at fractions ``thetas`` (m,) of the step, shape (m, stages)."""
         degree = self.dense.shape[0]
@@ -79,6 +90,21 @@ def _nudged(t: Tensor, towards: float) -> Tensor:
     """The next representable time in a direction, its gradient unchanged."""
     t_detached = t.detach()
     return t + (torch.nextafter(t_detached, torch.full_like(t_detached, towards)) - t_detached)
+
+
+def _piece(k: _Coefficients, start: tuple[float, float, Tensor, float], end: float, stages: Tensor) -> Piece:
+    t, h, y, jump = start
+
+    def complete(stages: Tensor, field: Field) -> Tensor:
+        for i in range(k.main, k.all):
+            state = torch.addmv(y, stages.t(), k.a[i], alpha=h)
+            time = field.time(end if k.c[i] == 1.0 else t + k.c[i] * h)
+            if k.c[i] == 1.0 and jump:
+                time = _nudged(time, jump)
+            stages = torch.cat([stages, field(time, state)[None]])
+        return stages
+
+    return StagePiece(t, h, y, stages, k.weights_at, complete if k.all > k.main else None)
 
 
 class RungeKutta:
@@ -155,6 +181,11 @@ class RungeKutta:
         stages = self._buffer[: k.all]
         return weights @ stages if derivative else torch.addmm(y, weights, stages, alpha=h)
 
+    def piece(self) -> Piece:
+        """Dense output of the last attempted step, to keep."""
+        k = self.coefficients
+        return _piece(k, self._start, self._end_time, self._buffer[: k.main].clone())
+
     def advance(self, t: float, y: Tensor) -> None:
         """Accept the last attempt, which ended in state ``y`` at time ``t``."""
         if self._fsal:
@@ -215,6 +246,13 @@ class TapedRungeKutta:
         slopes = k.dense_weights(fractions, derivative) @ torch.stack(self._stages[: k.all])
         _, h, y, _ = self._start
         return slopes if derivative else y + h * slopes
+
+    def piece(self) -> Piece:
+        k = self.coefficients
+        self._need(k.main)
+        t, h, y, jump = self._start
+        stages = torch.stack(self._stages[: k.main]).detach()
+        return _piece(k, (float(t), float(h), y.detach(), jump), float(self._end_time), stages)
 
     def advance(self, t: float | Tensor, y: Tensor) -> None:
         if self._fsal:

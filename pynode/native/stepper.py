@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from pynode.problem import Field
+
+if TYPE_CHECKING:
+    from pynode.native.dense import Piece
 
 
 class Stepper(Protocol):
@@ -38,6 +41,10 @@ class Stepper(Protocol):
 
     def interpolate(self, thetas: Sequence[Any], derivative: bool = False) -> Tensor:
         """States (m, n) at fractions of the last attempted step, or their time derivatives."""
+        ...
+
+    def piece(self) -> Piece:
+        """Dense output of the last attempted step, to keep."""
         ...
 
     def advance(self, t: Any, y: Tensor) -> None:

@@ -1,0 +1,175 @@
+"""The continuous adjoint as a dense solution, the parameter gradient by adaptive Gauss-Kronrod quadrature."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pynode.backends import Gradients, Query
+from pynode.errors import GradientError, explain
+from pynode.native.adjoints.checkpointed import Accumulator
+from pynode.native.adjoints.continuous import Backward, Products, against, channel_norm, solved, sweep, tolerances
+from pynode.native.dense import Pieces
+from pynode.sensealg import QuadratureAdjoint
+
+if TYPE_CHECKING:
+    from pynode.native.backend import NativeRecord
+
+# Piessens et al. (1983), QUADPACK, QK15: nodes on [-1, 1] from the outermost inward, Kronrod's weights, Gauss's.
+_NODES = (
+    0.991455371120812639206854697526329,
+    0.949107912342758524526189684047851,
+    0.864864423359769072789712788640926,
+    0.741531185599394439863864773280788,
+    0.586087235467691130294144691693013,
+    0.405845151377397166906606412076961,
+    0.207784955007898467600689403773245,
+    0.0,
+)
+_KRONROD = (
+    0.022935322010529224963732008058970,
+    0.063092092629978553290700663189204,
+    0.104790010322250183839876322541518,
+    0.140653259715525918745189590510238,
+    0.169004726639267902826583426598550,
+    0.190350578064785409913256402421014,
+    0.204432940075298892414161999234649,
+    0.209482141084727828012999174891714,
+)
+_GAUSS = (
+    0.129484966168869693270611432679082,
+    0.279705391489276667901467771423780,
+    0.381830050505118944950369775488975,
+    0.417959183673469387755102040816327,
+)
+_DEPTH = 40  # bisections of one stretch: far below the spacing of times
+
+
+def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
+    """Gradients of ``sum_i <cotangents_i, y(times_i)>``; arguments as for the checkpointed adjoint.
+
+    Raises
+    ------
+    GradientError
+        If the quadrature does not converge.
+    SolveError
+        If the backward solve fails.
+    """
+    products = Products(record)
+    return sweep(record, query, cotangents, products, _Quadrature(record, products), every=False)
+
+
+class _Quadrature:
+    """The adjoint ``a`` (n,), its dense solution over every stretch, and the integral over all of them."""
+
+    def __init__(self, record: NativeRecord, products: Products) -> None:
+        sensealg = record.request.sensealg
+        assert isinstance(sensealg, QuadratureAdjoint)
+        self._record, self._products = record, products
+        self._forward = record.dense()
+        self._field = Backward(against(products, self._forward), products.n, products.plain)
+        self._stepper = record.stepper(self._field, sensealg.algorithm)
+        self._norm = channel_norm(record, products, 1, "seminorm")
+        self._adjoint = torch.zeros(products.n, dtype=products.plain.layout.dtype, device=products.plain.layout.device)
+        rtol, atol = (float(x.min()) if isinstance(x, Tensor) else x for x in tolerances(record))
+        self._rtol = rtol if sensealg.quadrature_rtol is None else sensealg.quadrature_rtol
+        self._atol = atol if sensealg.quadrature_atol is None else sensealg.quadrature_atol
+        self._stretches: list[Pieces] = []
+
+    def begin(self, t: float, y: Tensor) -> None:
+        return  # the adjoint is zero already
+
+    def run(self, t: float, t1: float) -> None:
+        stretch = Pieces()
+        self._adjoint = solved(self._record, self._stepper, self._adjoint, t, t1, self._norm, stretch)
+        self._stretches.append(stretch)
+
+    def reach(self, t: float, y: Tensor, later: float) -> None:
+        return  # the state is known everywhere
+
+    def adjoint(self) -> Tensor:
+        return self._adjoint
+
+    def gradients(self) -> list[Tensor | None]:
+        total = Accumulator(len(self._products.inputs))
+        if not self._products.inputs:
+            return total.sums
+        span = sum(abs(stretch.mesh[-1] - stretch.mesh[0]) for stretch in self._stretches)
+        for stretch in self._stretches:
+            self._integrate(stretch, total, span)
+        return total.sums
+
+    def _integrate(self, stretch: Pieces, total: Accumulator, span: float) -> None:
+        """Add one stretch's integral, bisecting until the error estimate is within its share of the tolerance."""
+        stack = [(stretch.mesh[0], stretch.mesh[-1], 0)]
+        while stack:
+            start, end, depth = stack.pop()
+            kronrod, error, noise = self._rule(stretch, start, end)
+            size = _rms(
+                [s if k is None else k if s is None else s + k for s, k in zip(total.sums, kronrod, strict=True)]
+            )
+            allowed = max(self._atol, self._rtol * size) * abs(end - start) / span
+            if not math.isfinite(error):
+                raise GradientError(
+                    explain(
+                        f"a df/dp is not finite between t = {start:.6g} and t = {end:.6g}",
+                        "finite derivatives of f with respect to its parameters",
+                        "check f's derivatives for a singularity (sqrt or norm at 0, log, division)",
+                    )
+                )
+            # No estimate can fall below the rounding of the sums it is the difference of.
+            if error <= max(allowed, noise):
+                total.add(kronrod)
+            elif depth == _DEPTH:
+                raise GradientError(
+                    explain(
+                        f"the quadrature of QuadratureAdjoint did not converge near t = {start:.6g}: its error is "
+                        f"{error:.3g} and its tolerance {allowed:.3g}",
+                        "an integrand a df/dp without jumps inside a stretch",
+                        "name the times of jumps in d_discontinuities=, raise quadrature_rtol and quadrature_atol, or "
+                        "use GaussAdjoint",
+                    )
+                )
+            else:
+                middle = _middle(stretch.mesh, start, end)
+                stack += [(middle, end, depth + 1), (start, middle, depth + 1)]
+
+    def _rule(self, stretch: Pieces, start: float, end: float) -> tuple[list[Tensor | None], float, float]:
+        """Kronrod's integral from ``start`` to ``end``, the norm of its distance from Gauss's, and its rounding."""
+        products = self._products
+        half, centre = (end - start) / 2.0, (start + end) / 2.0
+        kronrod, difference = Accumulator(len(products.inputs)), Accumulator(len(products.inputs))
+        largest = 0.0
+        for i, node in enumerate(_NODES):
+            gauss = _GAUSS[i // 2] if i % 2 else 0.0
+            for side in (-1.0, 1.0) if node else (1.0,):
+                t = centre + side * node * half
+                y, a = self._forward.at(t, products.plain), stretch.at(t, self._field)
+                found = products.inputs_only(products.plain.time(t), y, a.mul(-half))
+                kronrod.add([None if g is None else g * _KRONROD[i] for g in found])
+                difference.add([None if g is None else g * (_KRONROD[i] - gauss) for g in found])
+                largest = max(largest, _rms(found))
+        eps = torch.finfo(products.plain.layout.dtype).eps
+        return kronrod.sums, _rms(difference.sums), 10.0 * eps * 2.0 * largest
+
+
+def _middle(mesh: list[float], start: float, end: float) -> float:
+    """The boundary of a step nearest the middle, or the middle: pieces between boundaries are smooth."""
+    middle = (start + end) / 2.0
+    low, high = min(start, end), max(start, end)
+    margin = 0.1 * (high - low)
+    inner = [x for x in mesh if low + margin < x < high - margin]
+    return min(inner, key=lambda x: abs(x - middle)) if inner else middle
+
+
+def _rms(parts: list[Tensor | None] | tuple[Tensor | None, ...]) -> float:
+    """Root mean square over all numbers of some tensors."""
+    present = [part for part in parts if part is not None]
+    count = sum(part.numel() for part in present)
+    if not count:
+        return 0.0
+    norms = torch.stack([torch.linalg.vector_norm(part).double() for part in present])
+    return math.sqrt(torch.dot(norms, norms).item() / count)
