@@ -127,7 +127,8 @@ class ContinuousAdjoint(SensitivityAlgorithm):
         Largest number of attempted steps between two saved times; by default the forward limit, and no more than
         1000 beyond thirty times the forward steps where algorithm and tolerances are the forward ones.
     dt0 : float, optional
-        First step of every stretch between two saved times, chosen by Hairer's rule by default.
+        First step of every stretch between two saved times; by default chosen by Hairer's rule in the first stretch,
+        and what the last step proposed in the others.
     dtmin, dtmax, tstops, d_discontinuities : optional
         As for ``pynode.solve``; the forward ones by default.
     observer : object, optional

@@ -43,12 +43,14 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """How an integration ended: at time ``t`` in state ``y``."""
+    """How an integration ended: at time ``t`` in state ``y``. ``size``: of the step that an adaptive one would have
+    tried next."""
 
     retcode: ReturnCode
     t: float
     y: Tensor
     detail: str = ""
+    size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def integrate_adaptive(
             if not stops:
                 if not _finite(y):
                     return Outcome(ReturnCode.Unstable, t, y, "the final state is not finite")
-                return Outcome(ReturnCode.Success, t, y)
+                return Outcome(ReturnCode.Success, t, y, size=size)
             target = stops.pop(0)
         end = t if clock is None else clock(t)
         if t in jumps:

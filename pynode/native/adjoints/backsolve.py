@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
-from pynode.native.adjoints.continuous import Backward, Products, channel_norm, solved, sweep
+from pynode.native.adjoints.continuous import Backward, Products, Solver, channel_norm, sweep
 from pynode.native.loop import Nothing
 from pynode.sensealg import BacksolveAdjoint
 
@@ -51,15 +51,14 @@ class _Backsolve:
             return torch.cat([dy.detach(), rest.neg_()])
 
         field = Backward(rate, 2 * n + sum(products.sizes), products.plain)
-        self._stepper = record.stepper(field, sensealg.algorithm)
-        self._norm = channel_norm(record, products, 2, sensealg.norm)
+        self._solver = Solver(record, field, channel_norm(record, products, 2, sensealg.norm))
         self._state = torch.zeros(field.layout.size, dtype=field.layout.dtype, device=field.layout.device)
 
     def begin(self, t: float, y: Tensor) -> None:
         self._state[: self._n] = self._start = y
 
     def run(self, t: float, t1: float) -> None:
-        self._state = solved(self._record, self._stepper, self._state, t, t1, self._norm, Nothing())
+        self._state = self._solver(self._state, t, t1, Nothing())
 
     def reach(self, t: float, y: Tensor, later: float) -> None:
         _check_reconstruction(self._state[: self._n], y, t, later, self._start, self._record)

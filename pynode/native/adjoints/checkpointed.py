@@ -10,33 +10,10 @@ from torch import Tensor
 
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
+from pynode.native.adjoints.accumulator import Accumulator
 
 if TYPE_CHECKING:
     from pynode.native.backend import NativeRecord
-
-
-class Accumulator:
-    """Sums gradients that may be absent."""
-
-    def __init__(self, count: int) -> None:
-        self.sums: list[Tensor | None] = [None] * count
-
-    def add(self, gradients: tuple[Tensor | None, ...] | list[Tensor | None]) -> None:
-        """Add one gradient (or None) to each sum."""
-        into: list[Tensor] = []
-        new: list[Tensor] = []
-        for index, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            total = self.sums[index]
-            if total is None:
-                # What autograd returns may be expanded or shared.
-                self.sums[index] = gradient.clone()
-            else:
-                into.append(total)
-                new.append(gradient)
-        if into:
-            torch._foreach_add_(into, new)
 
 
 def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, SolveError, explain
+from pynode.native.adjoints.accumulator import Accumulator
 from pynode.native.dense import Dense
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Outcome, Recorder, Stepping, integrate_adaptive, integrate_fixed
-from pynode.native.stepper import Stepper
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
 from pynode.solution import Counts, failure_message
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 #: ``norm(rtol, atol)``: the error norm of a backward solve for the adjoint's tolerances.
 Norm = Callable[[Any, Any], ErrorNorm]
+
+
+#: Most numbers of the states at several times that ``f`` is evaluated at in one call; beyond it calls cost little.
+_BATCHED = 2**20
 
 
 class Products:
@@ -55,6 +59,7 @@ class Products:
         self.n = self.field.layout.size
         self.reached = [False] * len(self.inputs)
         self._looked = False
+        self._batches = True
 
     def state(self, t: Tensor, y: Tensor, a: Tensor) -> Tensor:
         """``a df/dy`` (n,)."""
@@ -69,19 +74,49 @@ class Products:
         self.field.counts.nvjp += 1
         return torch.zeros_like(a) if gradient is None else gradient
 
-    def inputs_only(self, t: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor | None, ...]:
-        """``a df/dp`` for every tensor of ``inputs``; None where ``f`` does not depend on it here."""
+    def along(self, times: list[float], ys: Tensor, weighted: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
+        """``sum_j a_j df/dp(t_j, y_j)`` for every tensor of ``inputs``, once for each (m, n) tensor ``a`` of
+        ``weighted``; None where ``f`` does not depend on it at these times. ``ys`` is (m, n)."""
         if not self.inputs:
-            return ()
+            return [()] * len(weighted)
+        if self._batches and ys.numel() <= _BATCHED:
+            try:
+                return self._along(*self._evaluated_together(times, ys), weighted)
+            except Exception:
+                # torch.vmap refuses what depends on values, draws random numbers or writes into buffers. Such an f is
+                # evaluated at one time after the other, which raises again whatever f itself raised.
+                self._batches = False
+        sums = [Accumulator(len(self.inputs)) for _ in weighted]
+        for j, (t, y) in enumerate(zip(times, ys.unbind(), strict=True)):
+            with torch.enable_grad():
+                # A state that asks for a gradient, as f may do something else with one that does not.
+                y = y.detach().requires_grad_()
+                dy = self.field(self.field.time(t), y)
+            self.look(dy, y)
+            for total, found in zip(sums, self._along(dy, 1, [a[j] for a in weighted]), strict=True):
+                total.add(found)
+        return [tuple(total.sums) for total in sums]
+
+    def _evaluated_together(self, times: list[float], ys: Tensor) -> tuple[Tensor, int]:
+        """``f`` (m, n) at all times in one call."""
+        field, layout = self.field, self.field.layout
         with torch.enable_grad():
-            # A state that asks for a gradient, as f may do something else with one that does not.
-            y = y.detach().requires_grad_()
-            dy = self.field(t, y)
-        self.look(dy, y)
+            stacked = torch.tensor(times, dtype=layout.dtype, device=layout.device)
+            before = field.counts.nfe
+            ys = ys.detach().requires_grad_()
+            dy: Tensor = torch.vmap(field)(stacked, ys)
+        field.counts.nfe = before + len(times)
+        self.look(dy, ys)
+        return dy, len(times)
+
+    def _along(self, dy: Tensor, count: int, weighted: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
         if not dy.requires_grad:
-            return (None,) * len(self.inputs)
-        found = torch.autograd.grad(dy, self.inputs, a, allow_unused=True)
-        self.field.counts.nvjp += 1
+            return [(None,) * len(self.inputs) for _ in weighted]
+        found: list[tuple[Tensor | None, ...]] = []
+        for k, a in enumerate(weighted):
+            more = k + 1 < len(weighted)
+            found.append(torch.autograd.grad(dy, self.inputs, a, allow_unused=True, retain_graph=more))
+            self.field.counts.nvjp += count
         return found
 
     def joint(self, t: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,60 +302,75 @@ def sweep(
     return Gradients(adjoint, mesh_gradient, times_gradient, gradients[:count], gradients[count:])
 
 
-def solved(
-    record: NativeRecord, stepper: Stepper, state: Tensor, t: float, t1: float, norm: Norm, recorder: Recorder
-) -> Tensor:
-    """``state`` integrated from ``t`` to ``t1`` by the sensitivity algorithm's options.
+class Solver:
+    """Integrates backward by the sensitivity algorithm's options, stretch after stretch.
 
     Parameters
     ----------
+    record : NativeRecord
+    field : Backward
     norm : callable
-        ``norm(rtol, atol)``: the error norm of the solve for the adjoint's tolerances.
-
-    Raises
-    ------
-    SolveError
-        If the backward solve fails.
+        ``norm(rtol, atol)``: the error norm for the adjoint's tolerances.
     """
-    request = record.request
-    own = request.sensealg
-    assert isinstance(own, ContinuousAdjoint)
-    counts = request.stats.backward
-    algorithm = own.algorithm or request.algorithm
-    max_steps = own.max_steps or request.max_steps
-    if all(option is None for option in (own.max_steps, own.algorithm, own.rtol, own.atol)):
-        # A field that cannot be reconstructed may run away backward and take ever more steps.
-        max_steps = min(max_steps, 1000 + 30 * record.trajectory.steps)
-    jumps = request.jumps if own.d_discontinuities is None else frozenset(own.d_discontinuities)
-    with torch.no_grad():
-        if algorithm.adaptive:
-            rtol, atol = tolerances(record)
-            stepping = Stepping(
-                norm=lambda: norm(rtol, atol),
-                controller=own.controller or request.controller,
-                max_steps=max_steps,
-                dt0=own.dt0,
-                dtmin=request.dtmin if own.dtmin is None else own.dtmin,
-                dtmax=request.dtmax if own.dtmax is None else own.dtmax,
-                force_dtmin=request.force_dtmin,
-                stops=request.tstops if own.tstops is None else own.tstops,
-                jumps=jumps,
-            )
-            outcome = integrate_adaptive(stepper, state, t, t1, recorder, counts, stepping, observer=own.observer)
-        else:
-            outcome = integrate_fixed(
-                stepper,
-                state,
-                record.backward_mesh(algorithm, t, t1),
-                recorder,
-                counts,
-                max_steps=max_steps,
-                perturb=bool(getattr(algorithm, "perturb", False)),
-                jumps=jumps,
-                observer=own.observer,
-            )
-    _raise_on_failure(outcome, own.name)
-    return outcome.y
+
+    def __init__(self, record: NativeRecord, field: Backward, norm: Norm) -> None:
+        own = record.request.sensealg
+        assert isinstance(own, ContinuousAdjoint)
+        self._record, self._norm, self._own = record, norm, own
+        self.stepper = record.stepper(field, own.algorithm)
+        # A stretch goes on with the step size that the last one ended with.
+        self._size = own.dt0
+
+    def __call__(self, state: Tensor, t: float, t1: float, recorder: Recorder) -> Tensor:
+        """``state`` integrated from ``t`` to ``t1``.
+
+        Raises
+        ------
+        SolveError
+            If the backward solve fails.
+        """
+        record, own = self._record, self._own
+        request = record.request
+        counts = request.stats.backward
+        algorithm = own.algorithm or request.algorithm
+        max_steps = own.max_steps or request.max_steps
+        if all(option is None for option in (own.max_steps, own.algorithm, own.rtol, own.atol)):
+            # A field that cannot be reconstructed may run away backward and take ever more steps.
+            max_steps = min(max_steps, 1000 + 30 * record.trajectory.steps)
+        jumps = request.jumps if own.d_discontinuities is None else frozenset(own.d_discontinuities)
+        with torch.no_grad():
+            if algorithm.adaptive:
+                rtol, atol = tolerances(record)
+                stepping = Stepping(
+                    norm=lambda: self._norm(rtol, atol),
+                    controller=own.controller or request.controller,
+                    max_steps=max_steps,
+                    dt0=self._size,
+                    dtmin=request.dtmin if own.dtmin is None else own.dtmin,
+                    dtmax=request.dtmax if own.dtmax is None else own.dtmax,
+                    force_dtmin=request.force_dtmin,
+                    stops=request.tstops if own.tstops is None else own.tstops,
+                    jumps=jumps,
+                )
+                outcome = integrate_adaptive(
+                    self.stepper, state, t, t1, recorder, counts, stepping, observer=own.observer
+                )
+                if own.dt0 is None:
+                    self._size = outcome.size
+            else:
+                outcome = integrate_fixed(
+                    self.stepper,
+                    state,
+                    record.backward_mesh(algorithm, t, t1),
+                    recorder,
+                    counts,
+                    max_steps=max_steps,
+                    perturb=bool(getattr(algorithm, "perturb", False)),
+                    jumps=jumps,
+                    observer=own.observer,
+                )
+        _raise_on_failure(outcome, own.name)
+        return outcome.y
 
 
 def tolerances(record: NativeRecord) -> tuple[Any, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pynode.backends import Gradients, Query
-from pynode.native.adjoints.checkpointed import Accumulator
-from pynode.native.adjoints.continuous import Backward, Products, against, channel_norm, solved, sweep
+from pynode.native.adjoints.accumulator import Accumulator
+from pynode.native.adjoints.continuous import Backward, Products, Solver, against, channel_norm, sweep
 from pynode.native.stepper import Stepper
 from pynode.sensealg import GaussAdjoint
 
@@ -37,14 +37,14 @@ class _Gauss:
     def __init__(self, record: NativeRecord, products: Products) -> None:
         sensealg = record.request.sensealg
         assert isinstance(sensealg, GaussAdjoint)
-        self._record, self._products = record, products
+        self._products = products
         self._forward = record.dense()
         field = Backward(against(products, self._forward), products.n, products.plain)
-        self._stepper = record.stepper(field, sensealg.algorithm)
-        self._norm = channel_norm(record, products, 1, "seminorm")
+        self._solver = Solver(record, field, channel_norm(record, products, 1, "seminorm"))
         self._adjoint = torch.zeros(products.n, dtype=field.layout.dtype, device=field.layout.device)
         # m nodes integrate polynomials of degree 2 m - 1: the quadrature is of the order of the steps, or better.
-        self._thetas, self._weights = _rule(sensealg.nodes or (self._stepper.order + 1) // 2)
+        self._thetas, weights = _rule(sensealg.nodes or (self._solver.stepper.order + 1) // 2)
+        self._weights = torch.tensor(weights, dtype=field.layout.dtype, device=field.layout.device)
         self._sums = Accumulator(len(products.inputs))
 
     def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
@@ -52,17 +52,17 @@ class _Gauss:
         products, h = self._products, t1 - t
         if not products.inputs:
             return
-        adjoints = stepper.interpolate(self._thetas)
-        for theta, weight, a in zip(self._thetas, self._weights, adjoints.unbind(), strict=True):
-            time = products.plain.time(t + theta * h)
-            y_there = self._forward.at(t + theta * h, products.plain)
-            self._sums.add(products.inputs_only(time, y_there, a.mul(-h * weight)))
+        times = [t + theta * h for theta in self._thetas]
+        ys = torch.stack([self._forward.at(x, products.plain) for x in times])
+        adjoints = stepper.interpolate(self._thetas) * self._weights[:, None]
+        for found in products.along(times, ys, [adjoints.mul_(-h)]):
+            self._sums.add(found)
 
     def begin(self, t: float, y: Tensor) -> None:
         return  # the adjoint is zero already
 
     def run(self, t: float, t1: float) -> None:
-        self._adjoint = solved(self._record, self._stepper, self._adjoint, t, t1, self._norm, self)
+        self._adjoint = self._solver(self._adjoint, t, t1, self)
 
     def reach(self, t: float, y: Tensor, later: float) -> None:
         return  # the state is known everywhere

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pynode.backends import Gradients, Query
-from pynode.native.adjoints.continuous import Backward, Products, channel_norm, solved, sweep
+from pynode.native.adjoints.continuous import Backward, Products, Solver, channel_norm, sweep
 from pynode.native.loop import Nothing
 from pynode.sensealg import InterpolatingAdjoint
 
@@ -34,7 +34,7 @@ class _Interpolating:
     def __init__(self, record: NativeRecord, products: Products) -> None:
         sensealg = record.request.sensealg
         assert isinstance(sensealg, InterpolatingAdjoint)
-        self._record, self._products = record, products
+        self._products = products
         n, forward = products.n, record.dense()
 
         def rate(t: Tensor, state: Tensor) -> Tensor:
@@ -42,15 +42,14 @@ class _Interpolating:
 
         field = Backward(rate, n + sum(products.sizes), products.plain)
         self._n = n
-        self._stepper = record.stepper(field, sensealg.algorithm)
-        self._norm = channel_norm(record, products, 1, sensealg.norm)
+        self._solver = Solver(record, field, channel_norm(record, products, 1, sensealg.norm))
         self._state = torch.zeros(field.layout.size, dtype=field.layout.dtype, device=field.layout.device)
 
     def begin(self, t: float, y: Tensor) -> None:
         return  # the adjoint is zero already
 
     def run(self, t: float, t1: float) -> None:
-        self._state = solved(self._record, self._stepper, self._state, t, t1, self._norm, Nothing())
+        self._state = self._solver(self._state, t, t1, Nothing())
 
     def reach(self, t: float, y: Tensor, later: float) -> None:
         return  # the state is known everywhere
