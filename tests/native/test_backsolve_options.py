@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pynode
-from pynode.native.adjoints.continuous import _largest_rms
+from pynode.native.adjoints.backward import _largest_rms
 
 T = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 

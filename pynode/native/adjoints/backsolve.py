@@ -15,7 +15,9 @@ from torch import Tensor
 
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
-from pynode.native.adjoints.continuous import Backward, Products, Solver, channel_norm, sweep
+from pynode.native.adjoints.backward import Backward, Solver, channel_norm
+from pynode.native.adjoints.continuous import sweep
+from pynode.native.adjoints.products import Products
 from pynode.native.loop import Nothing
 from pynode.sensealg import BacksolveAdjoint
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
 from pynode.native.adjoints.accumulator import Accumulator
-from pynode.native.adjoints.continuous import Backward, Products, Solver, against, channel_norm, sweep, tolerances
+from pynode.native.adjoints.backward import Backward, Solver, against, channel_norm, tolerances
+from pynode.native.adjoints.continuous import sweep
+from pynode.native.adjoints.products import Products
 from pynode.native.dense import Pieces
 from pynode.sensealg import QuadratureAdjoint
 

@@ -1,0 +1,203 @@
+"""Solves backward in time: their fields, their error norms, their options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import SolveError
+from pynode.native.adjoints.products import Products
+from pynode.native.dense import Dense
+from pynode.native.error_norm import ErrorNorm
+from pynode.native.loop import Outcome, Recorder, Stepping, integrate_adaptive, integrate_fixed
+from pynode.problem import Field
+from pynode.sensealg import ContinuousAdjoint
+from pynode.solution import Counts, failure_message
+
+if TYPE_CHECKING:
+    from pynode.native.backend import NativeRecord
+
+
+#: ``norm(rtol, atol)``: the error norm of a backward solve for the adjoint's tolerances.
+Norm = Callable[[Any, Any], ErrorNorm]
+
+
+class Backward(Field):
+    """A field on a flat real vector of another size than the state's, for a solve backward in time."""
+
+    def __init__(self, rate: Callable[[Tensor, Tensor], Tensor], size: int, field: Field) -> None:
+        self.f = rate
+        self.args = ()
+        self.layout = _FlatLayout(size, field)  # type: ignore[assignment]
+        self.counts = Counts()  # the stepper's; evaluations are counted by the field inside
+        self._inner = field
+
+    def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
+        rate: Tensor = self.f(t, flat)
+        return rate
+
+    def time(self, t: float | Tensor) -> Tensor:
+        return self._inner.time(t)
+
+
+class _FlatLayout:
+    """What is integrated backward is a flat real vector already."""
+
+    def __init__(self, size: int, field: Field) -> None:
+        self.size, self.dtype, self.device = size, field.layout.dtype, field.layout.device
+
+    def writer(self) -> Any:
+        return lambda derivative, row: row.copy_(derivative)
+
+    def row_views(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        return buffer.unbind()
+
+    def unpack(self, flat: Tensor) -> Tensor:
+        return flat
+
+
+def against(products: Products, forward: Dense) -> Callable[[Tensor, Tensor], Tensor]:
+    """The adjoint's rate ``-a df/dy`` against a dense forward solution.
+
+    A function of its own, as a method of what owns the stepper would close a circle that keeps states alive.
+    """
+
+    def rate(t: Tensor, a: Tensor) -> Tensor:
+        return products.state(t, forward.at(t.item(), products.plain), a).neg_()
+
+    return rate
+
+
+class Solver:
+    """Integrates backward by the sensitivity algorithm's options, stretch after stretch.
+
+    Parameters
+    ----------
+    record : NativeRecord
+    field : Backward
+    norm : callable
+        ``norm(rtol, atol)``: the error norm for the adjoint's tolerances.
+    """
+
+    def __init__(self, record: NativeRecord, field: Backward, norm: Norm) -> None:
+        own = record.request.sensealg
+        assert isinstance(own, ContinuousAdjoint)
+        self._record, self._norm, self._own = record, norm, own
+        self.stepper = record.stepper(field, own.algorithm)
+        # A stretch goes on with the step size that the last one ended with.
+        self._size = own.dt0
+
+    def __call__(self, state: Tensor, t: float, t1: float, recorder: Recorder) -> Tensor:
+        """``state`` integrated from ``t`` to ``t1``.
+
+        Raises
+        ------
+        SolveError
+            If the backward solve fails.
+        """
+        record, own = self._record, self._own
+        request = record.request
+        counts = request.stats.backward
+        algorithm = own.algorithm or request.algorithm
+        max_steps = own.max_steps or request.max_steps
+        if all(option is None for option in (own.max_steps, own.algorithm, own.rtol, own.atol)):
+            # A field that cannot be reconstructed may run away backward and take ever more steps.
+            max_steps = min(max_steps, 1000 + 30 * record.trajectory.steps)
+        jumps = request.jumps if own.d_discontinuities is None else frozenset(own.d_discontinuities)
+        with torch.no_grad():
+            if algorithm.adaptive:
+                rtol, atol = tolerances(record)
+                stepping = Stepping(
+                    norm=lambda: self._norm(rtol, atol),
+                    controller=own.controller or request.controller,
+                    max_steps=max_steps,
+                    dt0=self._size,
+                    dtmin=request.dtmin if own.dtmin is None else own.dtmin,
+                    dtmax=request.dtmax if own.dtmax is None else own.dtmax,
+                    force_dtmin=request.force_dtmin,
+                    stops=request.tstops if own.tstops is None else own.tstops,
+                    jumps=jumps,
+                )
+                outcome = integrate_adaptive(
+                    self.stepper, state, t, t1, recorder, counts, stepping, observer=own.observer
+                )
+                if own.dt0 is None:
+                    self._size = outcome.size
+            else:
+                outcome = integrate_fixed(
+                    self.stepper,
+                    state,
+                    record.backward_mesh(algorithm, t, t1),
+                    recorder,
+                    counts,
+                    max_steps=max_steps,
+                    perturb=bool(getattr(algorithm, "perturb", False)),
+                    jumps=jumps,
+                    observer=own.observer,
+                )
+        _raise_on_failure(outcome, own.name)
+        return outcome.y
+
+
+def tolerances(record: NativeRecord) -> tuple[Any, Any]:
+    """The adjoint's ``rtol, atol``."""
+    request, own = record.request, record.request.sensealg
+    assert isinstance(own, ContinuousAdjoint)
+    return (request.rtol if own.rtol is None else own.rtol, request.atol if own.atol is None else own.atol)
+
+
+def channel_norm(record: NativeRecord, products: Products, states: int, choice: Any) -> Norm:
+    """The error norm of ``states`` channels of the state's size, followed by those of the inputs.
+
+    ``choice``: ``"seminorm"``, ``"full"`` or a callable, see BacksolveAdjoint.
+    """
+    n, sizes = products.n, products.sizes
+    head = states * n
+
+    def spread(tolerance: Any) -> Any:
+        if not isinstance(tolerance, Tensor) or tolerance.numel() != n:
+            return tolerance  # a number, or one for each channel
+        # A tolerance per element of the state counts for its adjoint too; integrals get the tightest.
+        return torch.cat([*[tolerance] * states, tolerance.new_full((sum(sizes),), tolerance.min().item())])
+
+    def seminorm(rtol: Any, atol: Any) -> ErrorNorm:
+        rtol, atol = (x[:head] if isinstance(x, Tensor) and x.numel() > 1 else x for x in (spread(rtol), spread(atol)))
+        if states == 1:  # the plain norm of what counts
+            return ErrorNorm(rtol, atol, part=slice(0, head))
+        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n] * states), part=slice(0, head))
+
+    def full(rtol: Any, atol: Any) -> ErrorNorm:
+        parts = [*[n] * states, sum(sizes)]
+        return ErrorNorm(spread(rtol), spread(atol), _largest_rms, lambda e: torch.split(e, parts))
+
+    def own(rtol: Any, atol: Any) -> ErrorNorm:
+        shapes: list[Any] = [*[(n,)] * states, *(x.shape for x in products.inputs)]
+
+        def unpack(error: Tensor) -> tuple[Tensor, ...]:
+            parts = torch.split(error, [*[n] * states, *sizes])
+            return tuple(
+                part.reshape(shape)
+                if part.numel() == math.prod(shape)
+                else torch.view_as_complex(part.reshape(*shape, 2))
+                for part, shape in zip(parts, shapes, strict=True)
+            )
+
+        return ErrorNorm(spread(rtol), spread(atol), choice, unpack)
+
+    return {"seminorm": seminorm, "full": full}.get(choice, own) if isinstance(choice, str) else own
+
+
+def _largest_rms(parts: Sequence[Tensor]) -> float:
+    sizes = [math.sqrt(torch.dot(part, part).item() / part.numel()) for part in parts if part.numel()]
+    return math.nan if any(map(math.isnan, sizes)) else max(sizes)
+
+
+def _raise_on_failure(outcome: Outcome, name: str) -> None:
+    if not outcome.retcode.successful:
+        message = f"in the backward solve of {name}, " + failure_message(outcome.retcode, outcome.t, outcome.detail)
+        message = message.removesuffix(".") + "; or use CheckpointedAdjoint, which integrates nothing backward."
+        raise SolveError(message, outcome.retcode, outcome.t)
