@@ -17,7 +17,14 @@ from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.problem import ODEProblem, check_times
 from pynode.saveat import SaveAt
-from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm, as_sensealg
+from pynode.sensealg import (
+    CheckpointedAdjoint,
+    DirectAdjoint,
+    GaussAdjoint,
+    QuadratureAdjoint,
+    SensitivityAlgorithm,
+    as_sensealg,
+)
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
 
 Times = Tensor | Sequence[float]
@@ -140,10 +147,16 @@ def solve(
 
     if compile not in (False, "step"):
         raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
-    if compile and torch.is_grad_enabled() and not isinstance(sensealg, CheckpointedAdjoint):
+    if (
+        compile
+        and torch.is_grad_enabled()
+        and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
+    ):
         raise UnsupportedError(
             explain(
-                f"compile='step' with {sensealg.name}", "CheckpointedAdjoint or a solve under no_grad", "drop compile="
+                f"compile='step' with {sensealg.name}",
+                "CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint or a solve under no_grad",
+                "drop compile=, or take one of them",
             )
         )
 

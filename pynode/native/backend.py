@@ -14,6 +14,7 @@ from pynode.algorithms import Algorithm, FixedStep
 from pynode.backends import Gradients, Query, Request
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints import backsolve, checkpointed, gauss, interpolating, quadrature
+from pynode.native.adjoints.backward import Against
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
@@ -66,7 +67,11 @@ class NativeRecord:
     def stepper(self, field: Field, algorithm: Algorithm | None = None) -> Stepper:
         """A stepper that records nothing."""
         tableau = _tableau(algorithm or self.request.algorithm)
-        return self._steppers()[0](tableau, field)
+        if not self.request.compile:
+            return RungeKutta(tableau, field)
+        from pynode.native.compiled import CompiledAdjoint, CompiledRungeKutta  # imports torch's compiler
+
+        return CompiledAdjoint(tableau, field) if isinstance(field, Against) else CompiledRungeKutta(tableau, field)
 
     def dense(self) -> Dense:
         """The forward solution at any time: kept, or solved again from the states that were."""
@@ -77,14 +82,12 @@ class NativeRecord:
 
     def taped_stepper(self, field: Field) -> Stepper:
         """A stepper autograd can record."""
-        return self._steppers()[1](_tableau(self.request.algorithm), field)
-
-    def _steppers(self) -> tuple[type[RungeKutta], type[TapedRungeKutta]]:
+        tableau = _tableau(self.request.algorithm)
         if not self.request.compile:
-            return RungeKutta, TapedRungeKutta
-        from pynode.native.compiled import CompiledRungeKutta, CompiledTapedRungeKutta  # imports torch's compiler
+            return TapedRungeKutta(tableau, field)
+        from pynode.native.compiled import CompiledTapedRungeKutta
 
-        return CompiledRungeKutta, CompiledTapedRungeKutta
+        return CompiledTapedRungeKutta(tableau, field)
 
     def is_boundary(self, query: Query, n: int) -> bool:
         """Whether a queried time that equals boundary ``n`` is that boundary, also for its gradient."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pynode.errors import UnsupportedError, explain
 from pynode.layout import Layout
+from pynode.native.adjoints.backward import Against
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field
@@ -60,6 +61,47 @@ def _taped_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
             state = _combination(y, size, tableau.a[i], stages)
             stages.append(_stage(f, layout, args, (t + tableau.c[i] * h).to(y.dtype), state))
         return _combination(y, size, tableau.b, stages)
+
+    return step
+
+
+def _pull_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
+    taped = _taped_step(tableau, layout)
+
+    def pull(
+        f: Any, args: tuple[Any, ...], names: tuple[str, ...], parameters: tuple[Tensor, ...], *rest: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        y, t, h, adjoint = rest
+
+        def end(y: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+            own = dict(zip(names, parameters, strict=True))
+
+            def field(t: Tensor, state: Any, *args: Any) -> Any:
+                return torch.func.functional_call(f, own, (t, state, *args))
+
+            stepped: Tensor = taped(field, args, y, t, h)
+            return stepped
+
+        y1, pulled, *_ = torch.func.vjp(end, y, parameters)
+        y_gradient, gradients = pulled(adjoint)
+        return y1, y_gradient, gradients
+
+    return pull
+
+
+def _adjoint_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
+    def step(
+        f: Any, args: tuple[Any, ...], a: Tensor, first: Tensor, ys: Tensor, times: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        size = h.to(a.dtype)
+        stages = [first]
+        state = a
+        for i in range(1, len(tableau.c)):
+            state = _combination(a, size, tableau.a[i], stages)
+            pulled = torch.func.vjp(lambda y, time=times[i - 1]: _stage(f, layout, args, time, y), ys[i - 1])[1]
+            stages.append(-pulled(state)[0])
+        end = state if tableau.fsal else _combination(a, size, tableau.b, stages)
+        return end, torch.stack(stages)
 
     return step
 
@@ -137,6 +179,8 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         super().__init__(tableau, field)
         self._compiled = _compiled(_taped_step, tableau, field)
         self._begin: tuple[float, Tensor, float] | None = None
+        self._pull: Callable[..., Any] | None = None
+        self._known: tuple[str, ...] | None = None
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         self._begin = (t, y, jump)
@@ -153,6 +197,32 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         state: Tensor = y1
         return state
 
+    def pull(self, t: float, t1: float, y: Tensor, adjoint: Tensor, inputs: Sequence[Tensor]) -> Any:
+        """A step's end and the gradients of its start and of ``inputs``, in one graph.
+
+        None where that cannot be done: ``inputs`` are not all parameters of the module.
+        """
+        names = self._names(inputs)
+        if names is None:
+            return None
+        self._pull = self._pull or _compiled(_pull_step, self.coefficients.tableau, self.field)
+        f, args, parameters = self.field.f, self.field.args, tuple(inputs)
+        with torch.no_grad():
+            y1, found, gradients = _call(
+                self._pull, f, args, names, parameters, y, _scalar(t), _scalar(t1 - t), adjoint
+            )
+        self.field.counts.nfe += self.coefficients.needed
+        self.field.counts.nvjp += self.coefficients.needed
+        return y1, found, gradients
+
+    def _names(self, inputs: Sequence[Tensor]) -> tuple[str, ...] | None:
+        if self._known is None:
+            names = {}
+            if isinstance(self.field.f, torch.nn.Module):
+                names = {id(p): name for name, p in self.field.f.named_parameters()}
+            self._known = tuple(names.get(id(x), "") for x in inputs)
+        return None if "" in self._known else self._known
+
     def interpolate(self, thetas: Any, derivative: bool = False) -> Tensor:
         self._eager()
         return super().interpolate(thetas, derivative)
@@ -162,3 +232,28 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         t, h, y, jump = self._start
         super().begin(self._begin[0], self._begin[1], jump=self._begin[2])
         return super().attempt(t, h, y, jump, self._end_time)
+
+
+class CompiledAdjoint(RungeKutta):
+    """Steps of the adjoint equation against a dense forward solution, one compiled graph each."""
+
+    def __init__(self, tableau: Tableau, field: Against) -> None:
+        super().__init__(tableau, field)
+        self._products, self._forward = field.products, field.forward
+        self._compiled = _compiled(_adjoint_step, tableau, field.products.plain)
+
+    def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0, end: float | None = None) -> Tensor:
+        if jump:
+            return super().attempt(t, h, y, jump, end)
+        self._start = (t, h, y, jump)
+        self._end_time = t1 = t + h if end is None else end
+        k, plain = self.coefficients, self._products.plain
+        times = [t1 if c == 1.0 else t + c * h for c in k.c[1 : k.main]]
+        ys = self._forward.at_all(times, plain)
+        stacked = torch.tensor(times, dtype=k.dtype, device=k.device)
+        a1, stages = _call(self._compiled, plain.f, plain.args, y, self._buffer[0], ys, stacked, _scalar(h))
+        plain.counts.nfe += k.main - 1
+        plain.counts.nvjp += k.main - 1
+        self._buffer[: k.main].copy_(stages)
+        state: Tensor = a1
+        return state

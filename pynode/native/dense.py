@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 class Piece(Protocol):
     """The dense output of one step, which outlives the stepper's next one."""
 
-    def __call__(self, t: float, field: Field) -> Tensor:
-        """State (n,) at a time within the step. ``field`` evaluates stages that only dense output needs."""
+    def __call__(self, times: Sequence[float], field: Field) -> Tensor:
+        """States (m, n) at times within the step. ``field`` evaluates stages that only dense output needs."""
         ...
 
 
@@ -30,6 +31,10 @@ class Dense(Protocol):
 
     def at(self, t: float, field: Field) -> Tensor:
         """State (n,) at ``t``."""
+        ...
+
+    def at_all(self, times: Sequence[float], field: Field) -> Tensor:
+        """States (m, n) at ``times``, neighbours of which may share a step."""
         ...
 
 
@@ -52,7 +57,15 @@ class Pieces:
 
     def at(self, t: float, field: Field) -> Tensor:
         """State (n,) at ``t``."""
-        return self.pieces[step_at(self.mesh, t)](t, field)
+        return self.pieces[step_at(self.mesh, t)]((t,), field)[0]
+
+    def at_all(self, times: Sequence[float], field: Field) -> Tensor:
+        """States (m, n) at ``times``."""
+        steps = [step_at(self.mesh, t) for t in times]
+        found = []
+        for n, places in itertools.groupby(range(len(times)), key=steps.__getitem__):
+            found.append(self.pieces[n]([times[i] for i in places], field))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class Resolved:
@@ -75,6 +88,10 @@ class Resolved:
         self._stretches = [*self._stretches[-1:], (first, last, pieces)]
         return pieces.at(t, field)
 
+    def at_all(self, times: Sequence[float], field: Field) -> Tensor:
+        """States (m, n) at ``times``."""
+        return torch.stack([self.at(t, field) for t in times])
+
 
 def step_at(mesh: Sequence[float], t: float) -> int:
     """Index of the step of a monotone mesh that holds ``t``; a boundary belongs to the step that ends there."""
@@ -93,7 +110,7 @@ class StagePiece:
     stages : Tensor (s, n)
         The main stages.
     weights : callable
-        ``weights(theta)``: the weight of each stage, a tensor.
+        ``weights(thetas)``: the weights of the stages at m fractions of the step, a tensor (m, s).
     complete : callable, optional
         ``complete(stages, field)``: all stages, where dense output needs more than the main ones.
     """
@@ -104,16 +121,16 @@ class StagePiece:
         h: float,
         y: Tensor,
         stages: Tensor,
-        weights: Callable[[float], Tensor],
+        weights: Callable[[Sequence[float]], Tensor],
         complete: Callable[[Tensor, Field], Tensor] | None = None,
     ) -> None:
         self._t, self._h, self._y = t, h, y
         self._stages = stages
         self._weights, self._complete = weights, complete
 
-    def __call__(self, t: float, field: Field) -> Tensor:
+    def __call__(self, times: Sequence[float], field: Field) -> Tensor:
         if self._complete is not None:
             self._stages, self._complete = self._complete(self._stages, field), None
         # Times in the state's dtype may be rounded out of the step.
-        theta = min(max((t - self._t) / self._h, 0.0), 1.0)
-        return torch.addmv(self._y, self._stages.t(), self._weights(theta), alpha=self._h)
+        thetas = [min(max((t - self._t) / self._h, 0.0), 1.0) for t in times]
+        return torch.addmm(self._y, self._weights(thetas), self._stages, alpha=self._h)

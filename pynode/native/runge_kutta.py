@@ -50,15 +50,19 @@ class _Coefficients:
         with torch.inference_mode(False):  # as in _coefficients
             return torch.tensor(self.tableau.dense_b, dtype=torch.float64).t().contiguous().to(self.device)
 
-    def weights_at(self, theta: float) -> Tensor:
-        """Weights of the stages at the fraction ``theta`` of the step, shape (stages,)."""
-        weights = []
-        for polynomial in self.tableau.dense_b:
-            value = 0.0
-            for coefficient in reversed(polynomial):
-                value = (value + coefficient) * theta
-            weights.append(value)
-        return self.tensor(weights)
+    def weights_at(self, thetas: Sequence[float]) -> Tensor:
+        """Weights of the stages at fractions ``thetas`` of the step, shape (m, stages)."""
+        # In Python: for a few numbers that is quicker than tensors.
+        rows = []
+        for theta in thetas:
+            row = []
+            for polynomial in self.tableau.dense_b:
+                value = 0.0
+                for coefficient in reversed(polynomial):
+                    value = (value + coefficient) * theta
+                row.append(value)
+            rows.append(row)
+        return torch.tensor(rows, dtype=self.dtype, device=self.device)
 
     def dense_weights(self, thetas: Tensor, derivative: bool) -> Tensor:
         """Weights of the stages at fractions ``thetas`` (m,) of the step, shape (m, stages)."""

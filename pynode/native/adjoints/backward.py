@@ -60,16 +60,16 @@ class _FlatLayout:
         return flat
 
 
-def against(products: Products, forward: Dense) -> Callable[[Tensor, Tensor], Tensor]:
-    """The adjoint's rate ``-a df/dy`` against a dense forward solution.
+class Against(Backward):
+    """The adjoint equation ``da/dt = -a df/dy`` against a dense forward solution."""
 
-    A function of its own, as a method of what owns the stepper would close a circle that keeps states alive.
-    """
+    def __init__(self, products: Products, forward: Dense) -> None:
+        # A function of its own, as a method would close a circle that keeps states alive.
+        def rate(t: Tensor, a: Tensor) -> Tensor:
+            return products.state(t, forward.at(t.item(), products.plain), a).neg_()
 
-    def rate(t: Tensor, a: Tensor) -> Tensor:
-        return products.state(t, forward.at(t.item(), products.plain), a).neg_()
-
-    return rate
+        super().__init__(rate, products.n, products.plain)
+        self.products, self.forward = products, forward
 
 
 class Solver:

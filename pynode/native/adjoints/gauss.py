@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pynode.backends import Gradients, Query
 from pynode.native.adjoints.accumulator import Accumulator
-from pynode.native.adjoints.backward import Backward, Solver, against, channel_norm
+from pynode.native.adjoints.backward import Against, Solver, channel_norm
 from pynode.native.adjoints.continuous import sweep
-from pynode.native.adjoints.products import Products
+from pynode.native.adjoints.products import TOGETHER, Products
 from pynode.native.stepper import Stepper
 from pynode.sensealg import GaussAdjoint
 
@@ -39,14 +39,16 @@ class _Gauss:
     def __init__(self, record: NativeRecord, products: Products) -> None:
         sensealg = record.request.sensealg
         assert isinstance(sensealg, GaussAdjoint)
-        self._products = products
+        self._products, self._resolved = products, sensealg.checkpointing
         self._forward = record.dense()
-        field = Backward(against(products, self._forward), products.n, products.plain)
+        field = Against(products, self._forward)
         self._solver = Solver(record, field, channel_norm(record, products, 1, "seminorm"))
         self._adjoint = torch.zeros(products.n, dtype=field.layout.dtype, device=field.layout.device)
         # m nodes integrate polynomials of degree 2 m - 1: the quadrature is of the order of the steps, or better.
         self._thetas, weights = _rule(sensealg.nodes or (self._solver.stepper.order + 1) // 2)
         self._weights = torch.tensor(weights, dtype=field.layout.dtype, device=field.layout.device)
+        self._times: list[float] = []
+        self._adjoints: list[Tensor] = []
         self._sums = Accumulator(len(products.inputs))
 
     def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
@@ -54,11 +56,21 @@ class _Gauss:
         products, h = self._products, t1 - t
         if not products.inputs:
             return
-        times = [t + theta * h for theta in self._thetas]
-        ys = torch.stack([self._forward.at(x, products.plain) for x in times])
+        self._times += [t + theta * h for theta in self._thetas]
         adjoints = stepper.interpolate(self._thetas) * self._weights[:, None]
-        for found in products.along(times, ys, [adjoints.mul_(-h)]):
-            self._sums.add(found)
+        self._adjoints.append(adjoints.mul_(-h))
+        # A forward solution that is solved again stretch by stretch is not looked at out of order.
+        if self._resolved or len(self._times) * products.n > TOGETHER:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Evaluate the nodes gathered so far, of one step or of many."""
+        if not self._times:
+            return
+        ys = self._forward.at_all(self._times, self._products.plain)
+        (found,) = self._products.along(self._times, ys, [torch.cat(self._adjoints)])
+        self._sums.add(found)
+        self._times, self._adjoints = [], []
 
     def begin(self, t: float, y: Tensor) -> None:
         return  # the adjoint is zero already
@@ -73,6 +85,7 @@ class _Gauss:
         return self._adjoint
 
     def gradients(self) -> list[Tensor | None]:
+        self._flush()
         return self._sums.sums
 
 

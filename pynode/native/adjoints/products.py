@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: Most numbers of the states at several times that ``f`` is evaluated at in one call; beyond it calls cost little.
-_BATCHED = 2**20
+TOGETHER = 2**20
 
 
 class Products:
@@ -63,7 +63,7 @@ class Products:
         ``weighted``; None where ``f`` does not depend on it at these times. ``ys`` is (m, n)."""
         if not self.inputs:
             return [()] * len(weighted)
-        if self._batches and ys.numel() <= _BATCHED:
+        if self._batches and ys.numel() <= TOGETHER:
             try:
                 return self._along(*self._evaluated_together(times, ys), weighted)
             except Exception:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
 from pynode.native.adjoints.accumulator import Accumulator
-from pynode.native.adjoints.backward import Backward, Solver, against, channel_norm, tolerances
+from pynode.native.adjoints.backward import Against, Solver, channel_norm, tolerances
 from pynode.native.adjoints.continuous import sweep
 from pynode.native.adjoints.products import Products
 from pynode.native.dense import Pieces
@@ -58,7 +58,7 @@ class _Quadrature:
         assert isinstance(sensealg, QuadratureAdjoint)
         self._products = products
         self._forward = record.dense()
-        self._field = Backward(against(products, self._forward), products.n, products.plain)
+        self._field = Against(products, self._forward)
         self._solver = Solver(record, self._field, channel_norm(record, products, 1, "seminorm"))
         self._adjoint = torch.zeros(products.n, dtype=products.plain.layout.dtype, device=products.plain.layout.device)
         rtol, atol = (float(x.min()) if isinstance(x, Tensor) else x for x in tolerances(record))
@@ -133,8 +133,7 @@ class _Quadrature:
         products = self._products
         half, centre = (end - start) / 2.0, (start + end) / 2.0
         times = [centre + node * half for node in _NODES]
-        ys = torch.stack([self._forward.at(t, products.plain) for t in times])
-        a = torch.stack([stretch.at(t, self._field) for t in times])
+        ys, a = self._forward.at_all(times, products.plain), stretch.at_all(times, self._field)
         kronrod, difference = (a * (-half * weights)[:, None] for weights in self._weights)
         value, error = products.along(times, ys, [kronrod, difference])
         # The sums' own rounding, which no estimate can fall below.
