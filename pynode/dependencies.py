@@ -73,7 +73,7 @@ class Dependencies:
                 raise GradientError(
                     explain(f"params[{index}] has {what}", "tensors that require a gradient", "drop it from params=")
                 )
-        modules = [x for x in (problem.f, *problem.arguments.leaves) if isinstance(x, torch.nn.Module)]
+        modules = [x for x in (*problem.callables, *problem.arguments.leaves) if isinstance(x, torch.nn.Module)]
         #: Parameters of which at least one must be reached, or the gradient would be silently zero.
         self.owed = given or [p for module in modules for p in module.parameters() if p.requires_grad]
         # Looked for before f runs: what f leaves behind in itself (weight_norm's product) is none of its inputs.

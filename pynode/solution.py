@@ -101,6 +101,9 @@ class Solution:
         What it cost.
     message : str
         Empty, or what failed and what to do.
+    running_cost : tensor or tree of tensors, or None
+        The integral of ``running_cost=`` over the span, in the form of its value; after a failed solve under
+        ``throw=False``, up to the time that was reached.
     algorithm, sensealg
         What was used; ``sensealg`` is None where nothing requires a gradient.
     """
@@ -116,6 +119,7 @@ class Solution:
         evaluate: Callable[[Tensor, bool], Any],
         span: tuple[float, float],
         message: str = "",
+        running_cost: Any = None,
     ) -> None:
         self.ts = ts
         self.ys = ys
@@ -124,6 +128,7 @@ class Solution:
         self.algorithm = algorithm
         self.sensealg = sensealg
         self.message = message
+        self.running_cost = running_cost
         self._evaluate = evaluate
         self._span = span
 

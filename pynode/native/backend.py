@@ -39,6 +39,7 @@ class NativeRecord:
         self.trajectory = trajectory
         self.retcode = ReturnCode.Success
         self.t = trajectory.mesh[0]
+        self.end = torch.empty(0)
         self.detail = ""
         self.values = torch.empty(0)
         self.saved: list[float] = []
@@ -97,6 +98,8 @@ class NativeRecord:
         """States (m, n) at ``times``."""
         if times is self.request.times or times is self.saved:
             return self.values
+        if times == [self.t]:
+            return self.end[None]
         return evaluate(self, times, False)
 
     def backward_mesh(self, algorithm: Algorithm, t: float, t1: float) -> list[float]:
@@ -147,6 +150,8 @@ class NativeBackend:
         keep = request.dense if request.dense is not None else not flat_memory
         if request.differentiable and isinstance(sensealg, CheckpointedAdjoint):
             keep = True
+        if problem.cost_layout is not None and request.differentiable and isinstance(sensealg, DirectAdjoint):
+            keep = True  # the tape holds the states anyway, and the cost of a solve that fails is read from them
         perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
         trajectory = Trajectory(t, ahead, keep, limit, request.jumps, perturb)
         record = NativeRecord(request, trajectory)
@@ -199,6 +204,7 @@ class NativeBackend:
             record.saved = [x for x in recorder.saved if (x - outcome.t) * sign <= 0]
             record.values = record.values[: len(record.saved)]
         record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
+        record.end = outcome.y.detach()
         return record
 
     def evaluate(
@@ -219,11 +225,12 @@ class NativeBackend:
 
     @staticmethod
     def _stepping(request: Request) -> Stepping:
-        layout = request.problem.layout
+        layout = request.problem.norm_layout
         unpack = None if request.norm is None else layout.unpack
+        part = None if layout is request.problem.layout else slice(0, layout.size)
 
         return Stepping(
-            norm=lambda: ErrorNorm(request.rtol, request.atol, request.norm, unpack),
+            norm=lambda: ErrorNorm(request.rtol, request.atol, request.norm, unpack, part),
             controller=request.controller,
             max_steps=request.max_steps,
             dt0=request.dt0,

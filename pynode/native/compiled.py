@@ -6,7 +6,6 @@ anew. Compiled functions are kept as long as the field they belong to.
 
 from __future__ import annotations
 
-import copy
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -80,9 +79,7 @@ def _compiled(
             )
         ) from error
     if key not in known:
-        own = copy.copy(layout)
-        own._like = None  # would keep the state of the first solve alive
-        step = make(tableau, own)
+        step = make(tableau, layout.released())
         # torch.compile counts recompilations per code object: every field gets its own.
         assert isinstance(step, types.FunctionType)
         step.__code__ = step.__code__.replace(co_name=f"step_{len(known)}")

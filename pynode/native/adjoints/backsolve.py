@@ -238,14 +238,19 @@ def _solved(
 
 
 def _norm(sensealg: BacksolveAdjoint, rtol: Any, atol: Any, augmented: _Augmented) -> ErrorNorm:
-    n = augmented.n
+    problem = augmented.dependencies.problem
+    n, rest = problem.norm_layout.size, sum(augmented.sizes)
+    counted: Tensor | None = None
+    if n < augmented.n:  # neither a running cost nor its adjoint, which is constant, counts
+        channels = torch.arange(augmented.layout.size, device=augmented.layout.device)
+        counted = torch.cat([channels[:n], channels[augmented.n :][:n], channels[2 * augmented.n :]])
+    rtol, atol = problem.tolerance(rtol), problem.tolerance(atol)
     if isinstance(rtol, Tensor) or isinstance(atol, Tensor):
         # A tolerance per element of the state counts for its adjoint too; integrals get the tightest.
         def spread(tolerance: Any) -> Any:
             if not isinstance(tolerance, Tensor) or tolerance.numel() != n:
                 return tolerance  # a number, or one for each channel
-            rest = tolerance.new_full((sum(augmented.sizes),), tolerance.min().item())
-            return torch.cat([tolerance, tolerance, rest])
+            return torch.cat([tolerance, tolerance, tolerance.new_full((rest,), tolerance.min().item())])
 
         rtol, atol = spread(rtol), spread(atol)
     if sensealg.norm == "seminorm":
@@ -253,11 +258,11 @@ def _norm(sensealg: BacksolveAdjoint, rtol: Any, atol: Any, augmented: _Augmente
             rtol = rtol[: 2 * n]
         if isinstance(atol, Tensor):
             atol = atol[: 2 * n]
-        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n, n]), part=slice(0, 2 * n))
+        part = slice(0, 2 * n) if counted is None else counted[: 2 * n]
+        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n, n]), part=part)
     sizes = [n, n, *augmented.sizes]
     if sensealg.norm == "full":
-        whole = sum(augmented.sizes)
-        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n, n, whole]))
+        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n, n, rest]), part=counted)
     shapes: list[Any] = [(n,), (n,), *(x.shape for x in augmented.inputs)]
     assert callable(sensealg.norm)
 
@@ -268,7 +273,7 @@ def _norm(sensealg: BacksolveAdjoint, rtol: Any, atol: Any, augmented: _Augmente
             for part, shape in zip(parts, shapes, strict=True)
         )
 
-    return ErrorNorm(rtol, atol, sensealg.norm, unpack)
+    return ErrorNorm(rtol, atol, sensealg.norm, unpack, part=counted)
 
 
 def _largest_rms(parts: tuple[Tensor, ...]) -> float:
@@ -284,6 +289,8 @@ def _check_reconstruction(
     assert isinstance(sensealg, BacksolveAdjoint)
     if sensealg.reconstruction_rtol is None:
         return
+    counting = record.request.problem.norm_layout.size
+    back, stored, start = back[:counting], stored[:counting], start[:counting]
     # The state may pass through zero at a saved time, as it does where y0 = 0.
     size = max(stored.norm().item(), start.norm().item())
     noise = 100.0 * (atol.max().item() if isinstance(atol, Tensor) else atol) * math.sqrt(stored.numel())
