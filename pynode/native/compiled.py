@@ -19,6 +19,7 @@ from pynode.layout import Layout
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field
+from pynode.running_cost import Costed
 
 _CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
@@ -67,9 +68,19 @@ def _compiled(
     make: Callable[[Tableau, Layout], Callable[..., Any]], tableau: Tableau, field: Field
 ) -> Callable[..., Any]:
     layout = field.layout
-    key = (make, tableau.name, layout.device, repr(layout.template), tuple(layout.shapes), tuple(layout.dtypes))
+    key: tuple[Any, ...] = (
+        make,
+        tableau.name,
+        layout.device,
+        repr(layout.template),
+        tuple(layout.shapes),
+        tuple(layout.dtypes),
+    )
+    owner = field.f
+    if isinstance(owner, Costed):  # made anew for every solve: kept with f, apart for every running cost
+        key, owner = (*key, weakref.ref(owner.cost)), owner.f
     try:
-        known = _CACHE.setdefault(field.f, {})
+        known = _CACHE.setdefault(owner, {})
     except TypeError as error:
         raise UnsupportedError(
             explain(
