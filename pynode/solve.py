@@ -161,8 +161,10 @@ def solve(
 
     save, times_tensor, times = _save_times(problem, saveat)
     shown = len(times)
-    if problem.cost_layout is not None and times[-1] != problem.times[-1]:
-        # One save point more, for the cost: a gradient of states and cost is one pass.
+    own_end = times[-1] != problem.times[-1] or (save.ts is not None and problem.t.requires_grad)
+    if problem.cost_layout is not None and own_end:
+        # One save point more, for the cost: a gradient of states and cost is one pass. A save time that equals the
+        # end of the span does not move with it.
         times_tensor, times = torch.cat([times_tensor, problem.t[-1:].to(times_tensor)]), [*times, problem.times[-1]]
     if observer is not None and problem.cost_layout is not None:
         observer = StateObserver(observer, problem.state_layout.size)
