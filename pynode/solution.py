@@ -67,7 +67,8 @@ def failure_message(retcode: ReturnCode, t: float, detail: str) -> str:
 class Counts:
     """Work of one direction of a solve, counted where it happens.
 
-    ``nfe`` evaluations of the field, ``nvjp`` pullbacks through it, ``accepted`` and ``rejected`` steps.
+    ``nfe`` evaluations of the field, ``nvjp`` products with its Jacobian (pullbacks through it; forward ones under
+    ``ForwardSensitivity``), ``accepted`` and ``rejected`` steps.
     """
 
     nfe: int = 0
@@ -193,7 +194,8 @@ class Solution:
             f"Solution({self.retcode.name}, {self.algorithm.name}, "
             f"t = {self._span[0]:.6g} .. {self._span[1]:.6g}, {len(self.ts)} saved)",
             f"  {shape}",
-            f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected",
+            f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected"
+            + (f", {forward.nvjp} products with the Jacobian" if forward.nvjp else ""),
         ]
         if self.sensealg is not None:
             lines.append(
