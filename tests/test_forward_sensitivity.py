@@ -84,8 +84,11 @@ def test_dense_output_is_differentiable_after_the_solve(sensealg) -> None:
     z = math.exp(-0.8 * 0.3)
     assert slopes[0].item() == pytest.approx(1.3 * z * (0.8 * 0.3 - 1), abs=1e-4)
     assert slopes[1].item() == pytest.approx(-0.8 * z, abs=1e-4)
-    with pytest.raises(GradientError, match=r"sol\.derivative\(t\) was differentiated with respect to a time"):
-        sol.derivative(at).sum().backward()
+    # y'' = k^2 y, in t and, the other way, in t0.
+    by_start, by_time = torch.autograd.grad(sol.derivative(at).sum(), [t, at])
+    second = 0.64 * exact.detach()
+    torch.testing.assert_close(by_time, second, rtol=1e-8, atol=0)
+    assert by_start.tolist() == pytest.approx([-second.sum().item(), 0.0], abs=1e-4)
 
 
 def test_the_start_time_at_a_save_time_of_its_own() -> None:
@@ -114,13 +117,13 @@ def test_finite_differences_of_everything(way) -> None:
         f = lambda t, y, a: torch.tanh(y @ moving["w"]) * torch.cos(t + v) + a["x"] * y  # noqa: E731
         sol = pynode.solve(
             f, moving["y0"], moving["t"], args=({"x": a},), sensealg=ForwardSensitivity(), algorithm=Vern7(),
-            rtol=1e-12, atol=1e-12,
+            rtol=1e-10, atol=1e-10,
         )  # fmt: skip
         return projected(sol.ys), projected(sol(0.3))
 
     inputs = (v, leaf(-0.2), *((w, y0, leaf(0.1, 0.5, 0.9)) if way == ROWS else ()))
-    # Errors of a solve at 1e-12 with some 20 steps, divided by eps, are 2e-6: see tests/test_gradients.py.
-    assert gradcheck(run, inputs, eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
+    # Errors of a solve at 1e-10 with some 10 steps, divided by eps, are 1e-5 where a perturbation changes the steps.
+    assert gradcheck(run, inputs, eps=1e-4, atol=5e-5, rtol=1e-4, fast_mode=True)
 
 
 # ------------------------------------------------------------------------------------------- against discrete adjoints
@@ -189,17 +192,17 @@ def test_error_control_sees_columns_and_norms() -> None:
     def steps(**options) -> int:
         w = leaf(0.0)
         sol = pynode.solve(
-            lambda t, y: w * torch.sin(40 * t) * torch.ones_like(y), torch.zeros(2, dtype=F64), [0.0, 5.0],
+            lambda t, y: w * torch.sin(40 * t) * torch.ones_like(y), torch.zeros(2, dtype=F64), [0.0, 2.0],
             rtol=1e-6, atol=1e-6, **options,
         )  # fmt: skip
         (gradient,) = torch.autograd.grad(sol.ys[-1, 0], w)
         if options["sensealg"].error_control:
             n = sol.stats.forward.accepted
-            assert abs(gradient.item() - (1 - math.cos(200.0)) / 40) < n * 2e-6
+            assert abs(gradient.item() - (1 - math.cos(80.0)) / 40) < n * 2e-6
         return sol.stats.forward.accepted
 
     largest = lambda e: e.abs().max()  # noqa: E731
-    periods = 5 * 40 / (2 * math.pi)
+    periods = 2 * 40 / (2 * math.pi)
     assert steps(sensealg=ForwardSensitivity()) > periods
     assert steps(sensealg=ForwardSensitivity(), norm=largest) > periods
     assert steps(sensealg=ForwardSensitivity(error_control=False)) < periods

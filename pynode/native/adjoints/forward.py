@@ -13,6 +13,7 @@ work like modules.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -159,48 +160,52 @@ class Augmented(Field):
     def _by_rows(self, y: Tensor, dy: Tensor, sensitivities: Tensor) -> Tensor:
         """Through the Jacobian, a pullback for each of its rows."""
         columns, n = self.columns, self.columns.n
-        unit = torch.eye(n, dtype=dy.dtype, device=dy.device)
-        inputs = [y, *self.inputs]
-        rows = _explained(lambda: torch.autograd.grad(dy, inputs, unit, allow_unused=True, is_grads_batched=True))
+        rows = _batched(dy, [y, *self.inputs], [torch.eye(n, dtype=dy.dtype, device=dy.device)])
         rates = torch.zeros_like(sensitivities) if rows[0] is None else sensitivities @ rows[0].t()
         for index, (at, block) in enumerate(self._blocks(rows[1:])):
             columns.reached[index] |= block is not None
             if block is not None:
-                pairs = torch.view_as_real(block.resolve_conj()) if block.is_complex() else block
-                rates[at] += pairs.reshape(n, -1).t().to(rates.dtype)
+                rates[at] += _real(block).reshape(n, -1).t().to(rates.dtype)
         return rates
 
     def _by_columns(self, y: Tensor, dy: Tensor, sensitivities: Tensor) -> Tensor:
         """By one Jacobian-vector product for each column."""
         columns = self.columns
+        # Any u will do, as the pullback is linear in it; one without zeros tests that below.
+        u = torch.linspace(1.0, 2.0, columns.n, dtype=dy.dtype, device=dy.device).requires_grad_()
         with torch.enable_grad():
-            # Any u will do, as its gradient is linear in it; one without zeros shows where that was lost.
-            u = torch.linspace(1.0, 2.0, columns.n, dtype=dy.dtype, device=dy.device).requires_grad_()
-            pulled = _explained(lambda: torch.autograd.grad(dy, [y, *self.inputs], u, True, True, allow_unused=True))
-            outputs, seeds = [], []
-            for index, (at, gradient) in enumerate(self._blocks(pulled, first=sensitivities)):
-                if index:
-                    columns.reached[index - 1] |= gradient is not None
-                if gradient is None or not gradient.requires_grad:
-                    if gradient is not None and bool(gradient.any()):
-                        raise _refusal("its pullback is not differentiable")
-                    continue
+            pulled = torch.autograd.grad(dy, [y, *self.inputs], u, create_graph=True, allow_unused=True)
+        outputs, seeds = [], []
+        for index, (at, gradient) in enumerate([(slice(0), pulled[0]), *self._blocks(pulled[1:])]):
+            if index:
+                columns.reached[index - 1] |= gradient is not None
+            if gradient is not None:
                 outputs.append(gradient)
-                seeds.append(sensitivities if not index else self._unit(at, gradient))
-        if not outputs:
-            return torch.zeros_like(sensitivities)
-        rates: Tensor
-        (rates,) = _explained(lambda: torch.autograd.grad(outputs, u, seeds, is_grads_batched=True))
+                seeds.append(self._unit(at, gradient) if index else sensitivities)
+        live = [i for i, gradient in enumerate(outputs) if gradient.requires_grad]
+        found = _batched([outputs[i] for i in live], [u], [seeds[i] for i in live])[0] if live else None
+        rates = torch.zeros_like(sensitivities) if found is None else found
+        self._check_linear(rates, u.detach(), outputs, seeds)
         return rates
 
-    def _blocks(self, gradients: Any, first: Tensor | None = None) -> Any:
-        """Pairs of a slice of columns and the gradient that belongs to it."""
-        columns = self.columns
-        gradients = list(gradients)
-        if first is not None:
-            yield slice(0, columns.count), gradients.pop(0)
-        at = columns.initial + columns.start_time
-        for size, gradient in zip(columns.sizes, gradients, strict=True):
+    def _check_linear(self, rates: Tensor, u: Tensor, outputs: list[Tensor], seeds: list[Tensor]) -> None:
+        """Raise GradientError unless ``u (J s) = (u J) s``: a pullback that loses its graph on the way gives less, and
+        torch does not always say so."""
+        left, size = rates @ u, rates.abs() @ u
+        for seed, gradient in zip(seeds, outputs, strict=True):
+            rows, weights = _real(seed).reshape(len(seed), -1), _real(gradient.detach()).reshape(-1)
+            left -= (rows @ weights).to(left.dtype)
+            size += (rows.abs() @ weights.abs()).to(left.dtype)
+        autocast = self.columns.request.problem.autocast
+        dtypes = {rates.dtype, *(x.dtype for x in outputs), *([autocast.dtype] if autocast.enabled else [])}
+        rounding = math.sqrt(max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None))
+        if bool((left.abs() > rounding * size).any()):  # not so where the field overflowed
+            raise _refusal("a pullback in it cannot be differentiated")
+
+    def _blocks(self, gradients: Sequence[Tensor | None]) -> Iterator[tuple[slice, Tensor | None]]:
+        """The columns of every argument and parameter, with the gradient that belongs to it."""
+        at = self.columns.initial + self.columns.start_time
+        for size, gradient in zip(self.columns.sizes, gradients, strict=True):
             yield slice(at, at + size), gradient
             at += size
 
@@ -214,12 +219,24 @@ class Augmented(Field):
         return unit.view(-1, *like.shape)
 
 
-def _explained(products: Any) -> Any:
-    """What ``products`` returns, torch's complaints about it explained."""
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def _batched(outputs: Any, inputs: list[Tensor], seeds: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of ``inputs``, each with a leading dimension: one pullback for every row of ``seeds``."""
+    there: list[bool] = []
+
+    def pulled(*rows: Tensor) -> tuple[Tensor, ...]:
+        gradients = torch.autograd.grad(outputs, inputs, rows, retain_graph=True, allow_unused=True)
+        there[:] = [g is not None for g in gradients]
+        return tuple(g for g in gradients if g is not None)
+
     try:
-        return products()
+        found = iter(torch.vmap(pulled)(*seeds))
     except RuntimeError as error:
         raise _refusal(str(error).strip().partition("\n")[0]) from error
+    return [next(found) if present else None for present in there]
 
 
 def _refusal(why: str) -> GradientError:
@@ -236,25 +253,16 @@ def _refusal(why: str) -> GradientError:
 def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
     """Gradients of ``sum_i <cotangents_i, y(times_i)>``: the columns at the queried times, contracted.
 
-    Raises
-    ------
-    GradientError
-        Where the time derivative of the dense output is to be differentiated with respect to times.
+    The gradient with respect to times is that of the exact solution, on which ``y' = f``.
     """
     columns, request, times = record.columns, record.request, query.times
     assert columns is not None
     problem = request.problem
-    if query.derivative and query.time_gradient:
-        raise GradientError(
-            explain(
-                "sol.derivative(t) was differentiated with respect to a time under ForwardSensitivity",
-                "a sensitivity algorithm that differentiates the dense output",
-                "use CheckpointedAdjoint, DirectAdjoint, or f(t, sol(t)) itself",
-            )
-        )
     own = times is request.times or times is record.saved
     augmented = columns.values[: len(times)] if own else record.dense(times, query.derivative)
     states, sensitivities = columns.split(augmented)
+    if query.derivative and query.time_gradient:
+        states = record.anchors(times)
     gradient = torch.einsum("mpn,mn->p", sensitivities, cotangents)
     t0 = record.trajectory.mesh[0]
     mesh_gradient = times_gradient = None
@@ -265,7 +273,7 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
         # At t0 the state is y0 itself, whatever t0 is, unless the time was given apart.
         moving = [i for i, t in enumerate(times) if query.own_times or t != t0]
         for i in moving:
-            times_gradient[i] = torch.dot(cotangents[i], field(field.time(times[i]), states[i])).item()
+            times_gradient[i] = _slope(field, times[i], states[i], cotangents[i], query.derivative)
         if columns.start_time and moving:
             start = sensitivities[moving, columns.initial]
             mesh_gradient[0] = torch.sum(start * cotangents[moving]).item()
@@ -278,8 +286,23 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
         if not reached:
             found.append(None)
         elif like.is_complex():
-            found.append(torch.view_as_complex(part.reshape(*like.shape, 2)).to(like.dtype))
+            found.append(torch.view_as_complex(part.reshape(*like.shape, 2).clone()).to(like.dtype))
         else:
             found.append(part.reshape(like.shape).to(like.dtype))
     arguments = len(columns.dependencies.arguments)
     return Gradients(y0, mesh_gradient, times_gradient, found[:arguments], found[arguments:])
+
+
+def _slope(field: Field, t: float, y: Tensor, cotangent: Tensor, derivative: bool) -> float:
+    """Time derivative of ``<cotangent, y(t)>``, or of ``<cotangent, y'(t)>``, along the solution."""
+    if not derivative:
+        return torch.dot(cotangent, field(field.time(t), y)).item()
+    with torch.enable_grad():
+        time, y = field.time(t).requires_grad_(), y.detach().requires_grad_()
+        dy = field(time, y)
+    if not dy.requires_grad:
+        return 0.0
+    by_time, by_state = torch.autograd.grad(dy, [time, y], cotangent, allow_unused=True)
+    field.counts.nvjp += 1
+    slope = 0.0 if by_time is None else by_time.item()
+    return slope if by_state is None else slope + torch.dot(by_state, dy.detach()).item()
