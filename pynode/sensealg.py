@@ -305,15 +305,13 @@ SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (
 
 
 def as_sensealg(sensealg: Any) -> SensitivityAlgorithm:
-    """The sensitivity algorithm itself, or the default for None.
+    """The sensitivity algorithm itself.
 
     Raises
     ------
     InputError
         For anything else, a name or a class included; the message lists the nearest ones.
     """
-    if sensealg is None:
-        return CheckpointedAdjoint()
     if isinstance(sensealg, SensitivityAlgorithm):
         return sensealg
     name = sensealg.__name__ if isinstance(sensealg, type) else str(sensealg)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pynode.algorithms import Algorithm, Tsit5, algorithm_from_name
 from pynode.autograd import Evaluation
 from pynode.backends import Backend, Request, backend_from_name
+from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
@@ -73,7 +74,10 @@ def solve(
         Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
         ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
     sensealg : SensitivityAlgorithm, optional
-        How gradients are obtained; ``CheckpointedAdjoint()`` by default.
+        How gradients are obtained. By default ``CheckpointedAdjoint()``, exact for the steps that were taken; where
+        1000 states would not fit into a quarter of the device's free memory, ``ReversibleAdjoint()`` for reversible
+        algorithms and otherwise ``CheckpointedAdjoint(max_memory=...)`` (see :mod:`pynode.choosing`; stiffness has no
+        rule, as there are no implicit methods yet). ``sol.sensealg`` tells what was chosen.
     backend : str
         Who integrates; ``"torch"``.
     saveat : SaveAt, 1-D tensor or sequence of float, optional
@@ -137,6 +141,9 @@ def solve(
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
     algorithm = as_algorithm(algorithm)
     engine = backend_from_name(backend)
+    if sensealg is None:
+        # choose(transformed=...) is where to say that a transform of torch.func is active.
+        sensealg = choose(problem, algorithm, compiled=bool(compile))
     sensealg = as_sensealg(sensealg)
     missing = engine.supports(algorithm, sensealg)
     if missing is not None:
