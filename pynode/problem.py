@@ -197,8 +197,9 @@ class ODEProblem:
     def _add(self, cost: Callable[..., Any], y0: Any) -> Any:
         """Make the integral of ``cost`` part of the state; returns the initial one."""
         t0 = torch.scalar_tensor(self.times[0], dtype=self.layout.dtype, device=self.layout.device)
+        own = self.layout.unpack(self.layout.pack(y0).detach().clone())  # the cost may write into it
         with self.autocast():
-            c0 = zero_cost(cost, t0, y0, self.arguments.args, self.layout)
+            c0 = zero_cost(cost, t0, own, self.arguments.args, self.layout)
         self.f = Costed(self.f, cost)
         self.callables = (*self.callables, cost)
         self.layout = layout = CostedLayout(y0, self.state_layout, c0)
