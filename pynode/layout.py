@@ -242,7 +242,7 @@ class Layout:
             raise FieldError(
                 explain(
                     f"{self._source} returned a tensor on {leaf.device}{where}",
-                    f"the device of {self._target}, {self.device}",
+                    f"device {self.device}, that of {self._target}",
                     "move the model",
                 )
             )
