@@ -65,6 +65,8 @@ class Record(Protocol):
     retcode: ReturnCode
     #: Time reached.
     t: float
+    #: State there, (n,).
+    end: Tensor
     #: What went wrong, in a clause.
     detail: str
     #: States at the save times that were reached, (m, n).

@@ -73,9 +73,14 @@ class Dependencies:
                 raise GradientError(
                     explain(f"params[{index}] has {what}", "tensors that require a gradient", "drop it from params=")
                 )
-        modules = [x for x in (problem.f, *problem.arguments.leaves) if isinstance(x, torch.nn.Module)]
-        #: Parameters of which at least one must be reached, or the gradient would be silently zero.
-        self.owed = given or [p for module in modules for p in module.parameters() if p.requires_grad]
+        f, *costs = problem.callables
+        modules = [
+            [x for x in group if isinstance(x, torch.nn.Module)] for group in ((f, *problem.arguments.leaves), costs)
+        ]
+        #: Groups of parameters, f's and a running cost's, of each of which at least one must be reached, or the
+        #: gradient would be silently zero.
+        self.groups = [given] if given else [_parameters(group) for group in modules]
+        self.owed = [x for group in self.groups for x in group]
         # Looked for before f runs: what f leaves behind in itself (weight_norm's product) is none of its inputs.
         search = [] if self.explicit else list(captured_tensors((problem.f, *problem.arguments.leaves)))
         found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
@@ -98,7 +103,8 @@ class Dependencies:
         # f gets the tensors in args as arguments; whether it reaches one of them on another way too has been seen.
         taken = {id(x) for x in self.arguments} - reached
         self.parameters = [x for x in self.parameters if id(x) not in taken]
-        self.owed = [x for x in self.owed if id(x) not in taken]
+        self.groups = [[x for x in group if id(x) not in taken] for group in self.groups]
+        self.owed = [x for group in self.groups for x in group]
         self._known = {id(x) for x in self.parameters}
         self._outer_nodes = {node for node, _ in outer}
 
@@ -184,8 +190,10 @@ class Dependencies:
             zeros = zip(self.parameters, gradients, strict=True)
             return [torch.zeros_like(x) if g is None else g for x, g in zeros]
         got = {id(x): g for x, g in zip(self.parameters, gradients, strict=True)}
-        without = [x for x in self.owed if got.get(id(x)) is None]
-        if without and (self.explicit or len(without) == len(self.owed)):
+        for group in self.groups:
+            without = [x for x in group if got.get(id(x)) is None]
+            if not without or not (self.explicit or len(without) == len(group)):
+                continue
             raise GradientError(
                 explain(
                     f"a parameter of shape {tuple(without[0].shape)} requires a gradient but f's result does not "
@@ -195,6 +203,10 @@ class Dependencies:
                 )
             )
         return list(gradients)
+
+
+def _parameters(modules: Iterable[torch.nn.Module]) -> list[Tensor]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def captured_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:

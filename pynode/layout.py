@@ -48,26 +48,33 @@ def rebuild(template: Tree, leaves: Iterator[Any]) -> Tree:
     return next(leaves)
 
 
-def _branches(template: Tree, tree: Tree, path: str) -> Iterator[Any]:
-    """Leaves of ``tree`` in the order of ``template``; tuple and list are interchangeable."""
+def _branches(template: Tree, tree: Tree, path: str, source: str = "f") -> Iterator[Any]:
+    """Leaves of ``tree``, which ``source`` returned, in the order of ``template``; tuple and list are
+    interchangeable."""
     if isinstance(template, dict):
         if not isinstance(tree, dict) or tree.keys() != template.keys():
             came = f"a {type(tree).__name__}" + (f" with keys {list(tree)}" if isinstance(tree, dict) else "")
             raise FieldError(
                 explain(
-                    f"f returned {came} at {path}", f"a dictionary with keys {list(template)}", "return the tree of y"
+                    f"{source} returned {came} at {path}",
+                    f"a dictionary with keys {list(template)}",
+                    "return the tree of " + ("y" if source == "f" else "the first value"),
                 )
             )
         for key, branch in template.items():
-            yield from _branches(branch, tree[key], f"{path}[{key!r}]")
+            yield from _branches(branch, tree[key], f"{path}[{key!r}]", source)
     elif isinstance(template, tuple | list):
         if not isinstance(tree, tuple | list) or len(tree) != len(template):
             came = f"a {type(tree).__name__}" + (f" of length {len(tree)}" if isinstance(tree, tuple | list) else "")
             raise FieldError(
-                explain(f"f returned {came} at {path}", f"a sequence of length {len(template)}", "return the tree of y")
+                explain(
+                    f"{source} returned {came} at {path}",
+                    f"a sequence of length {len(template)}",
+                    "return the tree of " + ("y" if source == "f" else "the first value"),
+                )
             )
         for index, branch in enumerate(template):
-            yield from _branches(branch, tree[index], f"{path}[{index}]")
+            yield from _branches(branch, tree[index], f"{path}[{index}]", source)
     else:
         yield tree
 
@@ -79,6 +86,8 @@ class Layout:
     ----------
     tree : tensor or tree of tensors
         Leaves of any shape, all of one real precision (float32 with complex64, float64 with complex128) and device.
+    source, target : str
+        What returns derivatives, and what they have to look like, for messages.
 
     Attributes
     ----------
@@ -88,8 +97,10 @@ class Layout:
         Its length.
     """
 
-    def __init__(self, tree: Tree) -> None:
-        found = list(leaves_of(tree))
+    def __init__(self, tree: Tree, source: str = "f", target: str = "y") -> None:
+        self._source, self._target = source, target
+        self._root = "y" if source == "f" else source
+        found = list(leaves_of(tree, "y0" if source == "f" else source))
         if not found:
             raise InputError(explain(f"y0 = {tree!r} holds no tensor", "at least one tensor", "give the initial state"))
         for path, leaf in found:
@@ -160,7 +171,7 @@ class Layout:
             flat: Tensor = derivative.reshape(-1)
             return flat
         flats = []
-        for index, leaf in enumerate(_branches(self.template, derivative, "y")):
+        for index, leaf in enumerate(_branches(self.template, derivative, self._root, self._source)):
             self.check_leaf(index, leaf)
             flats.append(self._real(leaf).reshape(-1))
         return flats[0] if len(flats) == 1 else torch.cat(flats)
@@ -194,32 +205,46 @@ class Layout:
             buffer = buffer.view(-1, *self.shapes[0])
         return buffer.unbind()
 
+    def released(self) -> Layout:
+        """The same layout, without the state it was made from."""
+        own = copy.copy(self)
+        own._like = None
+        return own
+
     def check_leaf(self, index: int, leaf: Any) -> None:
         """Raise FieldError unless ``leaf`` can be the derivative of leaf ``index`` of the state."""
         shape, dtype = self.shapes[index], self.dtypes[index]
         where = "" if self.is_tensor else f" for {self.paths[index].replace('y0', 'y', 1)}"
         if not isinstance(leaf, Tensor):
             remedy = "add the return statement" if leaf is None else "return a tensor"
-            raise FieldError(explain(f"f returned {type(leaf).__name__}{where}", "a tensor like y", remedy))
+            raise FieldError(
+                explain(
+                    f"{self._source} returned {type(leaf).__name__}{where}", f"a tensor like {self._target}", remedy
+                )
+            )
         if leaf.shape != shape:
             raise FieldError(
                 explain(
-                    f"f returned shape {tuple(leaf.shape)}{where}",
-                    f"the shape of y, {tuple(shape)}",
+                    f"{self._source} returned shape {tuple(leaf.shape)}{where}",
+                    f"the shape of {self._target}, {tuple(shape)}",
                     "return one derivative per element of the state",
                 )
             )
         if leaf.dtype != dtype:
             raise FieldError(
                 explain(
-                    f"f returned dtype {leaf.dtype}{where}",
-                    f"the dtype of y, {dtype}",
+                    f"{self._source} returned dtype {leaf.dtype}{where}",
+                    f"the dtype of {self._target}, {dtype}",
                     "convert the model or the initial state with .to(dtype); t has the real dtype of y already",
                 )
             )
         if leaf.device != self.device:
             raise FieldError(
-                explain(f"f returned a tensor on {leaf.device}{where}", f"y's device {self.device}", "move the model")
+                explain(
+                    f"{self._source} returned a tensor on {leaf.device}{where}",
+                    f"device {self.device}, that of {self._target}",
+                    "move the model",
+                )
             )
 
 

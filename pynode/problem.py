@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pynode.errors import FieldError, InputError, explain
 from pynode.layout import Layout, leaves_of, rebuild
+from pynode.running_cost import Costed, CostedLayout, zero_cost
 from pynode.solution import Counts
 
 
@@ -124,9 +125,23 @@ class ODEProblem:
     t : 1-D tensor or sequence of float
         Strictly monotone times; the first is the initial time, the last the final one.
     args : tuple
+    running_cost : callable, optional
+        ``l(t, y, *args)``; its integral becomes further channels behind those of ``y``.
+    cost_in_norm : bool
+        Whether these channels count in error norms.
 
     Attributes
     ----------
+    layout : Layout
+        Of the state that is integrated: that of ``y``, or of ``(y, cost)``.
+    state_layout : Layout
+        Of ``y`` alone, which comes first.
+    cost_layout : Layout or None
+        Of the running cost.
+    norm_layout : Layout
+        Of the leading channels that count in error norms.
+    callables : tuple
+        What of the user's is evaluated: ``f``, and the running cost.
     y0 : Tensor
         Flat initial state (n,), connected to the user's tensors.
     t : Tensor
@@ -140,7 +155,15 @@ class ODEProblem:
         Naming the argument at fault.
     """
 
-    def __init__(self, f: Callable[..., Any], y0: Any, t: Any, args: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        y0: Any,
+        t: Any,
+        args: tuple[Any, ...] = (),
+        running_cost: Callable[..., Any] | None = None,
+        cost_in_norm: bool = False,
+    ) -> None:
         if not callable(f):
             raise InputError(
                 explain(f"f is a {type(f).__name__}", "a callable f(t, y, *args)", "pass a module or function")
@@ -152,8 +175,9 @@ class ODEProblem:
                 )
             )
         self.f = f
-        self.layout = Layout(y0)
-        self.y0 = _outside_inference(self.layout.pack(y0))
+        self.callables: tuple[Callable[..., Any], ...] = (f,)
+        self.layout = self.state_layout = Layout(y0)
+        self.cost_layout: Layout | None = None
         self.t, self.times = check_times("t", t)
         if len(self.times) < 2:
             raise InputError(
@@ -161,6 +185,33 @@ class ODEProblem:
             )
         self.arguments = Arguments(args)
         self.autocast = Autocast(self.layout.device.type)
+        if running_cost is not None:
+            y0 = self._add(running_cost, y0)
+        elif cost_in_norm:
+            raise InputError(
+                explain("cost_in_norm=True without a running cost", "a running_cost=", "drop cost_in_norm")
+            )
+        self.norm_layout = self.layout if cost_in_norm else self.state_layout
+        self.y0 = _outside_inference(self.layout.pack(y0))
+
+    def _add(self, cost: Callable[..., Any], y0: Any) -> Any:
+        """Make the integral of ``cost`` part of the state; returns the initial one."""
+        t0 = torch.scalar_tensor(self.times[0], dtype=self.layout.dtype, device=self.layout.device)
+        own = self.layout.unpack(self.layout.pack(y0).detach().clone())  # the cost may write into it
+        with self.autocast():
+            c0 = zero_cost(cost, t0, own, self.arguments.args, self.layout)
+        self.f = Costed(self.f, cost)
+        self.callables = (*self.callables, cost)
+        self.layout = layout = CostedLayout(y0, self.state_layout, c0)
+        self.cost_layout = layout.cost
+        return y0, c0
+
+    def tolerance(self, value: float | Tensor) -> float | Tensor:
+        """A tolerance for all channels that count, from one for those of ``y``; costs get the tightest."""
+        more = self.norm_layout.size - self.state_layout.size
+        if not isinstance(value, Tensor) or value.numel() != self.state_layout.size or not more:
+            return value
+        return torch.cat([value.reshape(-1), value.min().expand(more)])
 
     def field(self, counts: Counts) -> Field:
         """The field on flat vectors, counted in ``counts``."""

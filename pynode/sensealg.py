@@ -98,12 +98,24 @@ class ReversibleAdjoint(SensitivityAlgorithm):
 class ForwardSensitivity(SensitivityAlgorithm):
     """Continuous forward sensitivities, integrated together with the state: for few parameters and few states.
 
-    One Jacobian-vector product per differentiated number and evaluation. Nothing is integrated backward.
+    One column of sensitivities for every differentiated number: of ``y0`` (where it requires a gradient), of arguments
+    and parameters, and of ``t[0]`` (where ``t`` does). All are advanced with each evaluation of ``f``, in as many
+    products with its Jacobian as there are columns, or numbers in the state where those are fewer (counted as
+    ``stats.forward.nvjp``). The backward pass is a contraction: nothing is integrated backward, and any number of
+    losses on one solve cost nothing more. Fixed steps, and adaptive ones without error control, give the derivative
+    of the computed solution, up to rounding; gradients of times are the continuous formulas ``<g, f(t_i, y_i)>``.
+    Memory: the columns, in every stage and every stored step (``SaveAt(dense=False)`` stores none but the save
+    points). With fewer columns than numbers in the state, ``f`` must be twice differentiable.
 
     Parameters
     ----------
     error_control : bool
-        Sensitivities count in the error norm like states.
+        Sensitivities count in the error norm: it is the larger of the state's norm and of the root mean square of
+        every column, scaled by the same tolerances. Otherwise the steps are those of the solve without a gradient.
+
+    References
+    ----------
+    Hindmarsh et al. (2005), "SUNDIALS: Suite of nonlinear and differential/algebraic equation solvers" (CVODES).
     """
 
     error_control: bool = True
@@ -179,8 +191,8 @@ class BacksolveAdjoint(_Normed):
     norm : "seminorm", "full" or callable
         Error norm of the adjoint solve. ``"seminorm"`` (Kidger, Chen and Lyons 2021) leaves the parameter channels,
         which are plain integrals, out of step control. ``"full"`` is the largest of the RMS norms of state, adjoint
-        and parameter channels. A callable gets the tuple ``(y, adjoint, *parameters)`` of scaled errors, each in
-        the shape of its tensor (``y`` and ``adjoint`` flat), and returns a scalar tensor or a float.
+        and each parameter, torchdiffeq's default. A callable gets the tuple ``(y, adjoint, *parameters)`` of scaled
+        errors, each in the shape of its tensor (``y`` and ``adjoint`` flat), and returns a scalar tensor or a float.
     reconstruction_rtol : float or None
         Largest accepted relative distance between the state integrated backward and the stored one; ``None`` turns
         the check off.
@@ -294,15 +306,13 @@ SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (
 
 
 def as_sensealg(sensealg: Any) -> SensitivityAlgorithm:
-    """The sensitivity algorithm itself, or the default for None.
+    """The sensitivity algorithm itself.
 
     Raises
     ------
     InputError
         For anything else, a name or a class included; the message lists the nearest ones.
     """
-    if sensealg is None:
-        return CheckpointedAdjoint()
     if isinstance(sensealg, SensitivityAlgorithm):
         return sensealg
     name = sensealg.__name__ if isinstance(sensealg, type) else str(sensealg)

@@ -67,7 +67,8 @@ def failure_message(retcode: ReturnCode, t: float, detail: str) -> str:
 class Counts:
     """Work of one direction of a solve, counted where it happens.
 
-    ``nfe`` evaluations of the field, ``nvjp`` pullbacks through it, ``accepted`` and ``rejected`` steps.
+    ``nfe`` evaluations of the field, ``nvjp`` products with its Jacobian (pullbacks through it; forward ones under
+    ``ForwardSensitivity``), ``accepted`` and ``rejected`` steps.
     """
 
     nfe: int = 0
@@ -101,6 +102,9 @@ class Solution:
         What it cost.
     message : str
         Empty, or what failed and what to do.
+    running_cost : tensor or tree of tensors, or None
+        The integral of ``running_cost=`` over the span, in the form of its value; after a failed solve under
+        ``throw=False``, up to the time that was reached.
     algorithm, sensealg
         What was used; ``sensealg`` is None where nothing requires a gradient.
     """
@@ -116,6 +120,7 @@ class Solution:
         evaluate: Callable[[Tensor, bool], Any],
         span: tuple[float, float],
         message: str = "",
+        running_cost: Any = None,
     ) -> None:
         self.ts = ts
         self.ys = ys
@@ -124,6 +129,7 @@ class Solution:
         self.algorithm = algorithm
         self.sensealg = sensealg
         self.message = message
+        self.running_cost = running_cost
         self._evaluate = evaluate
         self._span = span
 
@@ -188,7 +194,8 @@ class Solution:
             f"Solution({self.retcode.name}, {self.algorithm.name}, "
             f"t = {self._span[0]:.6g} .. {self._span[1]:.6g}, {len(self.ts)} saved)",
             f"  {shape}",
-            f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected",
+            f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected"
+            + (f", {forward.nvjp} products with the Jacobian" if forward.nvjp else ""),
         ]
         if self.sensealg is not None:
             lines.append(

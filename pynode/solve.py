@@ -12,10 +12,12 @@ from torch import Tensor
 from pynode.algorithms import Algorithm, Tsit5, algorithm_from_name
 from pynode.autograd import Evaluation
 from pynode.backends import Backend, Request, backend_from_name
+from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.problem import ODEProblem, check_times
+from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
     CheckpointedAdjoint,
@@ -56,6 +58,8 @@ def solve(
     d_discontinuities: Sequence[float] | Tensor = (),
     observer: Any = None,
     compile: bool | str = False,
+    running_cost: Callable[..., Any] | None = None,
+    cost_in_norm: bool = False,
 ) -> Solution:
     """Solve ``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``.
 
@@ -77,7 +81,10 @@ def solve(
         Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
         ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
     sensealg : SensitivityAlgorithm, optional
-        How gradients are obtained; ``CheckpointedAdjoint()`` by default.
+        How gradients are obtained. By default ``CheckpointedAdjoint()``, exact for the steps that were taken; where
+        1000 states would not fit into a quarter of the device's free memory, ``ReversibleAdjoint()`` for reversible
+        algorithms and otherwise ``CheckpointedAdjoint(max_memory=...)`` (see :mod:`pynode.choosing`; stiffness has no
+        rule, as there are no implicit methods yet). ``sol.sensealg`` tells what was chosen.
     backend : str
         Who integrates; ``"torch"``.
     saveat : SaveAt, 1-D tensor or sequence of float, optional
@@ -112,6 +119,14 @@ def solve(
         rounding. Under gradients only with ``CheckpointedAdjoint``; the field must be a module or a function.
     observer : object, optional
         With methods ``step``, ``accepted`` and ``rejected``, each called with ``(t, y_flat, dt)``.
+    running_cost : callable, optional
+        ``l(t, y, *args)``, whose integral from ``t[0]`` to ``t[-1]`` (negative where ``t`` decreases and ``l`` is
+        positive) becomes ``sol.running_cost``. It returns a real tensor of any shape, or a tree of such, of the
+        state's real dtype and device. It is integrated with the state, evaluated wherever ``f`` is (and once at the
+        start, to see its form), and differentiated like ``f``, with respect to its own parameters too.
+    cost_in_norm : bool
+        The cost counts in the error norm like a part of the state ``(y, cost)``, under the tightest of the tolerances
+        where these are tensors. By default it does not: the steps are those of the solve without it.
 
     Returns
     -------
@@ -130,9 +145,12 @@ def solve(
     UnsupportedError
         If the backend lacks the algorithm or the sensitivity algorithm.
     """
-    problem = ODEProblem(f, y0, t, args)
+    problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
     algorithm = as_algorithm(algorithm)
     engine = backend_from_name(backend)
+    if sensealg is None:
+        # choose(transformed=...) is where to say that a transform of torch.func is active.
+        sensealg = choose(problem, algorithm, compiled=bool(compile))
     sensealg = as_sensealg(sensealg)
     missing = engine.supports(algorithm, sensealg)
     if missing is not None:
@@ -141,6 +159,7 @@ def solve(
         )
     if algorithm.adaptive:
         _check_tolerances(problem, rtol, atol)
+        rtol, atol = problem.tolerance(rtol), problem.tolerance(atol)
     _check_steps(max_steps, dt0, dtmin, dtmax)
     if controller is not None and not isinstance(controller, PIDController):
         raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
@@ -161,6 +180,14 @@ def solve(
         )
 
     save, times_tensor, times = _save_times(problem, saveat)
+    shown = len(times)
+    own_end = times[-1] != problem.times[-1] or (save.ts is not None and problem.t.requires_grad)
+    if problem.cost_layout is not None and own_end:
+        # One save point more, for the cost: a gradient of states and cost is one pass. A save time that equals the
+        # end of the span does not move with it.
+        times_tensor, times = torch.cat([times_tensor, problem.t[-1:].to(times_tensor)]), [*times, problem.times[-1]]
+    if observer is not None and problem.cost_layout is not None:
+        observer = StateObserver(observer, problem.state_layout.size)
     stats = Stats()
     jumps = frozenset(_floats("d_discontinuities", d_discontinuities))
     start, end = problem.times[0], problem.times[-1]
@@ -202,7 +229,7 @@ def solve(
     )
     with problem.autocast():
         record = engine.solve(request)
-    return _solution(engine, request, record, throw)
+    return _solution(engine, request, record, throw, shown)
 
 
 def as_algorithm(algorithm: Algorithm | str) -> Algorithm:
@@ -222,9 +249,10 @@ def as_algorithm(algorithm: Algorithm | str) -> Algorithm:
     return algorithm
 
 
-def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> Solution:
+def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown: int) -> Solution:
+    """``shown``: how many of the save times the user asked for."""
     problem = request.problem
-    layout = problem.layout
+    layout = problem.state_layout
     taped = request.differentiable and isinstance(request.sensealg, DirectAdjoint)
     reached = len(record.saved)
     if request.save_steps or reached < len(request.times):
@@ -245,6 +273,9 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> So
             return values
         return Evaluation(engine, record, times, values, **query).connected(tensor)
 
+    def state(values: Tensor) -> Tensor:
+        return values if problem.cost_layout is None else values[..., : layout.size]
+
     def evaluate(at: Tensor, derivative: bool) -> Any:
         flat_times = at.reshape(-1)
         floats = flat_times.detach().tolist()
@@ -253,12 +284,26 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> So
             values = engine.evaluate(record, floats, flat_times, derivative)
         if wants_gradient:
             values = connected(floats, flat_times, values, derivative=derivative)
-        return layout.unpack(values if at.ndim else values[0])
+        return layout.unpack(state(values if at.ndim else values[0]))
 
     message = "" if record.retcode.successful else failure_message(record.retcode, record.t, record.detail)
+    values = connected(times, times_tensor, record.values, own_times=request.own_times)
+    running_cost = None
+    if problem.cost_layout is not None:
+        if times and times[-1] == record.t:
+            end = values[-1]
+        else:  # the solve failed between two save times
+            at = torch.tensor([record.t], dtype=problem.t.dtype, device=problem.t.device)
+            if taped:
+                end = engine.evaluate(record, [record.t], at, False)[0]
+            else:
+                end = connected([record.t], at, record.end[None], own_times=False)[0]
+        running_cost = problem.cost_layout.unpack(end[layout.size :])
+        if not request.save_steps:
+            values, times_tensor = values[:shown], times_tensor[:shown]
     solution = Solution(
         ts=times_tensor,
-        ys=layout.unpack(connected(times, times_tensor, record.values, own_times=request.own_times)),
+        ys=layout.unpack(state(values)),
         retcode=record.retcode,
         stats=request.stats,
         algorithm=request.algorithm,
@@ -266,6 +311,7 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> So
         evaluate=evaluate,
         span=(problem.times[0], record.t),
         message=message,
+        running_cost=running_cost,
     )
     if throw and record.retcode is not ReturnCode.Success:
         raise SolveError(message, record.retcode, record.t, solution)
@@ -311,12 +357,12 @@ def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
 def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | Tensor) -> None:
     for name, value in (("rtol", rtol), ("atol", atol)):
         if isinstance(value, Tensor):
-            if value.ndim > 1 or value.numel() not in (1, problem.layout.size):
+            if value.ndim > 1 or value.numel() not in (1, problem.state_layout.size):
                 raise InputError(
                     explain(
                         f"{name} has shape {tuple(value.shape)}",
                         f"a float or a 1-D tensor with one entry per element of the flattened state, "
-                        f"{problem.layout.size}",
+                        f"{problem.state_layout.size}",
                         "give one number",
                     )
                 )
@@ -334,7 +380,7 @@ def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | T
     unit = torch.finfo(problem.layout.dtype).eps / 2
     if least >= unit:
         return
-    size = problem.y0.detach().abs()
+    size = problem.y0.detach()[: problem.state_layout.size].abs()
     tolerance = size * rtol + atol
     if bool((tolerance < unit * size).any()) or bool((tolerance == 0).any()):
         wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"

@@ -217,3 +217,26 @@ def test_parameters_of_another_precision() -> None:
     sol.ys[-1].sum().backward()
     assert w.grad.dtype == torch.float32
     assert w.grad.item() == pytest.approx(-y0.sum().item() * math.exp(-0.7), rel=1e-6)  # float32 rounding of the result
+
+
+def test_a_complex_argument_behind_an_odd_number_of_reals() -> None:
+    # y = exp(-a |c|): d/da = -|c| y and d/dc = -a y c / |c|.
+    a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    c = torch.tensor(0.3 + 0.4j, dtype=torch.complex128, requires_grad=True)
+    y0 = torch.ones(1, dtype=torch.float64)
+    sol = pynode.solve(
+        lambda t, y, a, c: -a * c.abs() * y, y0, [0.0, 1.0], args=(a, c), sensealg=BacksolveAdjoint(),
+        rtol=1e-9, atol=1e-9,
+    )  # fmt: skip
+    sol.ys[-1].sum().backward()
+    y = math.exp(-0.25)
+    assert a.grad.item() == pytest.approx(-0.5 * y, abs=1e-7)
+    assert c.grad.item() == pytest.approx(-0.5 * y * (0.6 + 0.8j), abs=1e-7)
+
+
+def test_a_save_time_of_its_own_at_the_start_does_not_move_with_it() -> None:
+    # y(s; t0) = y0 exp(t0 - s): dy/dt0 = y0 at s = t0.
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    sol = pynode.solve(lambda t, y: -y, start(), t, saveat=[0.0, 1.0], sensealg=BacksolveAdjoint())
+    (gradient,) = torch.autograd.grad(sol.ys[0].sum(), t)
+    assert gradient.tolist() == pytest.approx([0.2, 0.0])

@@ -49,9 +49,7 @@ def gradient(
     inputs = [y0, *problem.field.parameters()]
     seconds = math.inf
     for _ in range(2):
-        sol = pynode.solve(
-            problem.field, y0, problem.t, rtol=rtol, atol=atol, sensealg=sensealg, algorithm=algorithm
-        )
+        sol = pynode.solve(problem.field, y0, problem.t, rtol=rtol, atol=atol, sensealg=sensealg, algorithm=algorithm)
         loss = problem.loss(sol.ys)
         start = time.perf_counter()
         found = list(torch.autograd.grad(loss, inputs))
@@ -88,11 +86,11 @@ def measure(draws: int) -> tuple[list[Table], list[Claim], Measured]:
 
 
 def _median(measured: Measured, name: str, rtol: float, what: str) -> float:
-    return statistics.median(getattr(one, what) for one in measured[name, rtol])
+    return float(statistics.median(getattr(one, what) for one in measured[name, rtol]))
 
 
 def _table(measured: Measured, draws: int) -> Table:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for rtol, atol in TOLERANCES:
         for name in SENSEALGS:
             saving = 1.0 - _median(measured, name, rtol, "nfe") / _median(measured, FULL, rtol, "nfe")
@@ -121,7 +119,9 @@ def _claims(measured: Measured) -> list[Claim]:
     saving = statistics.median(1.0 - semi.nfe / full.nfe for semi, full in pairs)
     worse = statistics.median(semi.error / full.error for semi, full in pairs)
     claims = [
-        Claim(f"the seminorm saves {100 * saving:.0f} % of backward evaluations (median, >= 40 %)", saving, saving >= 0.4),
+        Claim(
+            f"the seminorm saves {100 * saving:.0f} % of backward evaluations (median, >= 40 %)", saving, saving >= 0.4
+        ),
         Claim(f"at {worse:.2f} times the full norm's gradient error (median, <= 2)", worse, worse <= 2.0),
     ]
     for other in (FULL, SEMI):

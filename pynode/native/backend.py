@@ -13,7 +13,7 @@ from torch import Tensor
 from pynode.algorithms import Algorithm, FixedStep
 from pynode.backends import Gradients, Query, Request
 from pynode.errors import UnsupportedError, explain
-from pynode.native.adjoints import backsolve, checkpointed, gauss, interpolating, quadrature
+from pynode.native.adjoints import backsolve, checkpointed, forward, gauss, interpolating, quadrature
 from pynode.native.adjoints.backward import Against
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
@@ -24,11 +24,13 @@ from pynode.native.stepper import Stepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.trajectory import SaveRecorder, Trajectory
 from pynode.problem import Field
+from pynode.running_cost import StateObserver
 from pynode.sensealg import (
     BacksolveAdjoint,
     CheckpointedAdjoint,
     ContinuousAdjoint,
     DirectAdjoint,
+    ForwardSensitivity,
     GaussAdjoint,
     InterpolatingAdjoint,
     QuadratureAdjoint,
@@ -42,6 +44,7 @@ _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gra
     InterpolatingAdjoint: interpolating.pull_back,
     QuadratureAdjoint: quadrature.pull_back,
     GaussAdjoint: gauss.pull_back,
+    ForwardSensitivity: forward.pull_back,
 }
 
 
@@ -55,9 +58,12 @@ class NativeRecord:
         self.pieces: Pieces | None = None
         self.retcode = ReturnCode.Success
         self.t = trajectory.mesh[0]
+        self.end = torch.empty(0)
         self.detail = ""
         self.values = torch.empty(0)
         self.saved: list[float] = []
+        #: Under ForwardSensitivity, what the channels behind the state's are.
+        self.columns: forward.Columns | None = None
 
     @property
     def taped(self) -> bool:
@@ -122,7 +128,13 @@ class NativeRecord:
         """States (m, n) at ``times``."""
         if times is self.request.times or times is self.saved:
             return self.values
+        if times == [self.t]:
+            return self.end[None]
         return evaluate(self, times, False)
+
+    def whole(self, times: list[float], derivative: bool) -> Tensor:
+        """Dense output of all that was integrated, sensitivities included."""
+        return evaluate(self, times, derivative, whole=True)
 
     def backward_mesh(self, algorithm: Algorithm, t: float, t1: float) -> list[float]:
         """Boundaries for a fixed-step solve back from ``t`` to ``t1``."""
@@ -174,6 +186,8 @@ class NativeBackend:
             keep = True
         continuous = request.differentiable and isinstance(sensealg, ContinuousAdjoint)
         dense_kept = continuous and not flat_memory and not getattr(sensealg, "checkpointing", False)
+        if problem.cost_layout is not None and request.differentiable and isinstance(sensealg, DirectAdjoint):
+            keep = True  # the tape holds the states anyway, and the cost of a solve that fails is read from them
         perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
         trajectory = Trajectory(t, ahead, keep, limit, request.jumps, perturb)
         record = NativeRecord(request, trajectory)
@@ -186,8 +200,13 @@ class NativeBackend:
             # A copy, as the dense output must survive whatever happens to the user's tensor.
             y0 = (problem.y0 if taped else problem.y0.detach()).clone()
             field = problem.field(request.stats.forward)
+            observer = request.observer
             if taped:
                 field = _CountedPullbacks(field, request)
+            if request.differentiable and isinstance(sensealg, ForwardSensitivity):
+                record.columns = columns = forward.Columns(request)
+                y0, field = columns.start(y0), columns.field(request.stats.forward)
+                observer = None if observer is None else StateObserver(observer, problem.state_layout.size)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
             query = Query(request.times, False, request.own_times, request.time_gradient)
@@ -203,8 +222,9 @@ class NativeBackend:
             recorder: Recorder = saver
             if dense_kept:
                 recorder = record.pieces = Pieces(saver)
-            derivative = None if taped or request.dependencies is None else request.dependencies.derivative
-            common = {"derivative": derivative, "observer": request.observer, "clock": clock}
+            probed = None if taped or record.columns is not None else request.dependencies
+            derivative = None if probed is None else probed.derivative
+            common = {"derivative": derivative, "observer": observer, "clock": clock}
             if mesh is not None:
                 outcome = integrate_fixed(
                     stepper,
@@ -219,7 +239,14 @@ class NativeBackend:
                 )
             else:
                 outcome = integrate_adaptive(
-                    stepper, y0, t, t_end, recorder, request.stats.forward, self._stepping(request), **common
+                    stepper,
+                    y0,
+                    t,
+                    t_end,
+                    recorder,
+                    request.stats.forward,
+                    self._stepping(request, record.columns),
+                    **common,
                 )
             record.values = saver.values() if saver.saved else y0.new_empty(0, y0.numel())
         record.saved = saver.saved
@@ -229,6 +256,10 @@ class NativeBackend:
             record.saved = [x for x in saver.saved if (x - outcome.t) * sign <= 0]
             record.values = record.values[: len(record.saved)]
         record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
+        record.end = outcome.y.detach()[: problem.layout.size]
+        if record.columns is not None:
+            record.columns.values = record.values
+            record.values = record.values[:, : problem.layout.size].clone()  # ys, which the user may write into
         return record
 
     def evaluate(
@@ -248,12 +279,16 @@ class NativeBackend:
         return mesh_of(request.algorithm, t)
 
     @staticmethod
-    def _stepping(request: Request) -> Stepping:
-        layout = request.problem.layout
+    def _stepping(request: Request, columns: forward.Columns | None) -> Stepping:
+        layout = request.problem.norm_layout
         unpack = None if request.norm is None else layout.unpack
+        part = None if layout is request.problem.layout else slice(0, layout.size)
+
+        def norm() -> ErrorNorm:
+            return ErrorNorm(request.rtol, request.atol, request.norm, unpack, part)
 
         return Stepping(
-            norm=lambda: ErrorNorm(request.rtol, request.atol, request.norm, unpack),
+            norm=norm if columns is None else columns.norm,
             controller=request.controller,
             max_steps=request.max_steps,
             dt0=request.dt0,
@@ -289,8 +324,17 @@ class _CountedPullbacks(Field):
         self._backward.nvjp += 1
 
 
-def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_tensor: Tensor | None = None) -> Tensor:
-    """Dense output (m, n) at ``times``, in any order; differentiable where the solve stands on torch's tape."""
+def evaluate(
+    record: NativeRecord,
+    times: list[float],
+    derivative: bool,
+    times_tensor: Tensor | None = None,
+    whole: bool = False,
+) -> Tensor:
+    """Dense output (m, n) at ``times``, in any order; differentiable where the solve stands on torch's tape.
+
+    ``whole``: with the channels of forward sensitivities.
+    """
     trajectory, request = record.trajectory, record.request
     if not trajectory.kept:
         raise UnsupportedError(
@@ -303,9 +347,10 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
         )
     taped = record.taped and torch.is_grad_enabled()
     with torch.set_grad_enabled(taped):
-        field = request.problem.field(request.stats.forward)
+        field, y0 = request.problem.field(request.stats.forward), request.problem.y0
+        if whole and record.columns is not None:
+            field, y0 = record.columns.field(request.stats.backward), record.columns.start(y0)
         if trajectory.steps == 0:  # the solve failed at once: there is nothing but its start
-            y0 = request.problem.y0
             return (field(field.time(times[0]), y0) if derivative else y0).expand(len(times), -1)
         stepper = record.taped_stepper(field) if taped else record.stepper(field)
         at_step: dict[int, list[int]] = {}
@@ -319,6 +364,8 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
         differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
         for n, y in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
+            if record.columns is not None and not whole:
+                y = y[: request.problem.layout.size]
             stepper.begin(t, y, jump=trajectory.jump_after(n))
             stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
             inside = at_step[n]

@@ -6,7 +6,6 @@ anew. Compiled functions are kept as long as the field they belong to.
 
 from __future__ import annotations
 
-import copy
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from pynode.native.adjoints.backward import Against
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field
+from pynode.running_cost import Costed
 
 _CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
@@ -110,9 +110,19 @@ def _compiled(
     make: Callable[[Tableau, Layout], Callable[..., Any]], tableau: Tableau, field: Field
 ) -> Callable[..., Any]:
     layout = field.layout
-    key = (make, tableau.name, layout.device, repr(layout.template), tuple(layout.shapes), tuple(layout.dtypes))
+    key: tuple[Any, ...] = (
+        make,
+        tableau.name,
+        layout.device,
+        repr(layout.template),
+        tuple(layout.shapes),
+        tuple(layout.dtypes),
+    )
+    owner = field.f
+    if isinstance(owner, Costed):  # made anew for every solve: kept with f, apart for every running cost
+        key, owner = (*key, weakref.ref(owner.cost)), owner.f
     try:
-        known = _CACHE.setdefault(field.f, {})
+        known = _CACHE.setdefault(owner, {})
     except TypeError as error:
         raise UnsupportedError(
             explain(
@@ -122,9 +132,7 @@ def _compiled(
             )
         ) from error
     if key not in known:
-        own = copy.copy(layout)
-        own._like = None  # would keep the state of the first solve alive
-        step = make(tableau, own)
+        step = make(tableau, layout.released())
         # torch.compile counts recompilations per code object: every field gets its own.
         assert isinstance(step, types.FunctionType)
         step.__code__ = step.__code__.replace(co_name=f"step_{len(known)}")

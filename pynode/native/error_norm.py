@@ -24,7 +24,7 @@ class ErrorNorm:
         Takes the scaled error (flat, or as ``unpack`` gives it) and returns a scalar tensor or a float.
     unpack : callable, optional
         Applied to the flat scaled error before ``norm``.
-    part : slice, optional
+    part : slice or Tensor of indices, optional
         The channels that count; all by default.
     """
 
@@ -34,7 +34,7 @@ class ErrorNorm:
         atol: Tolerance,
         norm: Norm | None = None,
         unpack: Callable[[Tensor], Any] | None = None,
-        part: slice | None = None,
+        part: slice | Tensor | None = None,
     ) -> None:
         self._rtol, self._atol = rtol, atol
         self._as_tensors: tuple[Tensor, Tensor] | None = None

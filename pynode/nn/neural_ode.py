@@ -26,6 +26,9 @@ class NeuralODE(torch.nn.Module):
     algorithm : Algorithm or str
     sensealg : SensitivityAlgorithm, optional
     rtol, atol : float
+    running_cost : torch.nn.Module or callable, optional
+        See :func:`pynode.solve`; registered as the submodule ``running_cost`` if it is a module. The integral is that
+        of the solution :meth:`solve` returns.
     **options
         Further keyword arguments of :func:`pynode.solve`.
 
@@ -44,6 +47,7 @@ class NeuralODE(torch.nn.Module):
         sensealg: SensitivityAlgorithm | None = None,
         rtol: float = 1e-5,
         atol: float = 1e-7,
+        running_cost: Any = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -55,6 +59,7 @@ class NeuralODE(torch.nn.Module):
         self.sensealg = sensealg
         self.rtol = rtol
         self.atol = atol
+        self.running_cost = running_cost
         self.options = options
 
     def forward(self, y0: Any, *args: Any) -> Any:
@@ -77,6 +82,7 @@ class NeuralODE(torch.nn.Module):
             sensealg=self.sensealg,
             rtol=self.rtol,
             atol=self.atol,
+            running_cost=self.running_cost,
             **self.options,
         )
 

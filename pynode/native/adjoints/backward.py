@@ -32,7 +32,7 @@ class Backward(Field):
     def __init__(self, rate: Callable[[Tensor, Tensor], Tensor], size: int, field: Field) -> None:
         self.f = rate
         self.args = ()
-        self.layout = _FlatLayout(size, field)  # type: ignore[assignment]
+        self.layout = FlatLayout(size, field)  # type: ignore[assignment]
         self.counts = Counts()  # the stepper's; evaluations are counted by the field inside
         self._inner = field
 
@@ -44,7 +44,7 @@ class Backward(Field):
         return self._inner.time(t)
 
 
-class _FlatLayout:
+class FlatLayout:
     """What is integrated backward is a flat real vector already."""
 
     def __init__(self, size: int, field: Field) -> None:
@@ -155,40 +155,51 @@ def channel_norm(record: NativeRecord, products: Products, states: int, choice: 
 
     ``choice``: ``"seminorm"``, ``"full"`` or a callable, see BacksolveAdjoint.
     """
-    n, sizes = products.n, products.sizes
-    head = states * n
+    problem = record.request.problem
+    n, sizes = problem.norm_layout.size, products.sizes
+    heads = [n] * states
+    counted: Tensor | None = None
+    if n < products.n:  # neither a running cost nor its adjoint, which is constant, counts
+        channels = torch.arange(states * products.n + sum(sizes), device=products.plain.layout.device)
+        kept = channels[: states * products.n].reshape(states, -1)[:, :n].reshape(-1)
+        counted = torch.cat([kept, channels[states * products.n :]])
 
     def spread(tolerance: Any) -> Any:
+        tolerance = problem.tolerance(tolerance)
         if not isinstance(tolerance, Tensor) or tolerance.numel() != n:
             return tolerance  # a number, or one for each channel
         # A tolerance per element of the state counts for its adjoint too; integrals get the tightest.
         return torch.cat([*[tolerance] * states, tolerance.new_full((sum(sizes),), tolerance.min().item())])
 
     def seminorm(rtol: Any, atol: Any) -> ErrorNorm:
+        head = sum(heads)
         rtol, atol = (x[:head] if isinstance(x, Tensor) and x.numel() > 1 else x for x in (spread(rtol), spread(atol)))
+        part = slice(0, head) if counted is None else counted[:head]
         if states == 1:  # the plain norm of what counts
-            return ErrorNorm(rtol, atol, part=slice(0, head))
-        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, [n] * states), part=slice(0, head))
+            return ErrorNorm(rtol, atol, part=part)
+        return ErrorNorm(rtol, atol, _largest_rms, lambda e: torch.split(e, heads), part=part)
 
     def full(rtol: Any, atol: Any) -> ErrorNorm:
-        parts = [*[n] * states, sum(sizes)]
-        return ErrorNorm(spread(rtol), spread(atol), _largest_rms, lambda e: torch.split(e, parts))
+        parts = [*heads, *sizes]
+        return ErrorNorm(spread(rtol), spread(atol), _largest_rms, lambda e: torch.split(e, parts), part=counted)
 
     def own(rtol: Any, atol: Any) -> ErrorNorm:
-        shapes: list[Any] = [*[(n,)] * states, *(x.shape for x in products.inputs)]
+        shapes: list[Any] = [*((size,) for size in heads), *(x.shape for x in products.inputs)]
 
         def unpack(error: Tensor) -> tuple[Tensor, ...]:
-            parts = torch.split(error, [*[n] * states, *sizes])
+            parts = torch.split(error, [*heads, *sizes])
             return tuple(
                 part.reshape(shape)
                 if part.numel() == math.prod(shape)
-                else torch.view_as_complex(part.reshape(*shape, 2))
+                else torch.view_as_complex(part.reshape(*shape, 2).clone())
                 for part, shape in zip(parts, shapes, strict=True)
             )
 
-        return ErrorNorm(spread(rtol), spread(atol), choice, unpack)
+        return ErrorNorm(spread(rtol), spread(atol), choice, unpack, part=counted)
 
-    return {"seminorm": seminorm, "full": full}.get(choice, own) if isinstance(choice, str) else own
+    if choice == "seminorm":
+        return seminorm
+    return full if choice == "full" else own
 
 
 def _largest_rms(parts: Sequence[Tensor]) -> float:

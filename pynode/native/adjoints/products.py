@@ -133,7 +133,7 @@ class Products:
             if not reached:
                 gradients.append(None)
             elif like.is_complex():
-                gradients.append(torch.view_as_complex(part.reshape(*like.shape, 2)).to(like.dtype))
+                gradients.append(torch.view_as_complex(part.reshape(*like.shape, 2).clone()).to(like.dtype))
             else:
                 gradients.append(part.reshape(like.shape).to(like.dtype))
         return gradients
