@@ -14,8 +14,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from pynode.native.checkpoints import State
 from pynode.native.tableaus import Tableau
-from pynode.problem import Field
+from pynode.problem import Field, nudged
 
 Measure = Callable[[Tensor, float], float]
 
@@ -75,12 +76,6 @@ def _combined(ratios: list[float]) -> float:
     return high * high / math.sqrt(high * high + 0.01 * low * low)
 
 
-def _nudged(t: Tensor, towards: float) -> Tensor:
-    """The next representable time in a direction, its gradient unchanged."""
-    t_detached = t.detach()
-    return t + (torch.nextafter(t_detached, torch.full_like(t_detached, towards)) - t_detached)
-
-
 class RungeKutta:
     """Steps in a preallocated stage buffer, without autograd.
 
@@ -114,6 +109,13 @@ class RungeKutta:
     def derivative(self) -> Tensor:
         """f(t, y) at the start of the coming step."""
         return self._buffer[0]
+
+    def carried(self, end: bool = False) -> State:
+        """A Runge-Kutta step starts from its state alone."""
+        return ()
+
+    def resume(self, t: float, y: Tensor, carried: State) -> None:
+        self.begin(t, y)
 
     def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0, end: float | None = None) -> Tensor:
         """The state at ``end``, which ``t + h`` equals only up to rounding. ``jump``: minus infinity in the direction
@@ -169,7 +171,7 @@ class RungeKutta:
 
     def _at(self, t: float, jump: float) -> Tensor:
         time = torch.scalar_tensor(t, dtype=self.coefficients.dtype, device=self.coefficients.device)
-        return _nudged(time, jump) if jump else time
+        return nudged(time, jump) if jump else time
 
 
 class TapedRungeKutta:
@@ -188,6 +190,12 @@ class TapedRungeKutta:
 
     def derivative(self) -> Tensor:
         return self._stages[0]
+
+    def carried(self, end: bool = False) -> State:
+        return ()
+
+    def resume(self, t: float | Tensor, y: Tensor, carried: State) -> None:
+        self.begin(t, y)
 
     def attempt(
         self, t: float | Tensor, h: float | Tensor, y: Tensor, jump: float = 0.0, end: float | Tensor | None = None
@@ -245,4 +253,4 @@ class TapedRungeKutta:
 
     def _at(self, t: float | Tensor, jump: float) -> Tensor:
         time = self.field.time(t)
-        return _nudged(time, jump) if jump else time
+        return nudged(time, jump) if jump else time
