@@ -109,8 +109,8 @@ def test_peak_of_the_backward_pass() -> None:
     peaks = [run(CheckpointedAdjoint(), steps, watch=True)[1] for steps in (10, 40)]
     assert peaks[1] - peaks[0] <= 30
     # checkpoints=6 holds at most 6 states instead of 40. Recomputing them takes a buffer of RK4's five stages (the one
-    # for dense output included), the start of the last step in it, and the state under way, beside the three the pullback
-    # still holds of the step before: its start, its end and what it pulls back.
+    # for dense output included), the start of the last step in it, and the state under way, beside the three the
+    # pullback still holds of the step before: its start, its end and what it pulls back.
     bounded = run(CheckpointedAdjoint(checkpoints=6), 40, watch=True)[1]
     assert bounded <= peaks[1] + 5 - 40 + 6 + 2 + 3
     # Constant in the number of steps.

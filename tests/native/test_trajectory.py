@@ -76,7 +76,8 @@ def test_recomputed_states_are_bitwise_equal_on_a_fixed_mesh(name, sign):
 def test_recomputed_states_are_bitwise_equal_after_an_adaptive_solve(name, sign):
     trajectories = [_trajectory(-sign, sign, store) for store in STORES.values()]
     recorder, counts = _States(*trajectories), Counts()
-    stepping = Stepping(lambda: ErrorNorm(1e-5, 1e-5), IController(), 1000, stops=(0.001,), jumps=JUMPS)
+    tolerance = 1e-2 if name in REVERSIBLE else 1e-5  # one place means quadratic work: few steps
+    stepping = Stepping(lambda: ErrorNorm(tolerance, tolerance), IController(), 1000, stops=(0.001,), jumps=JUMPS)
     outcome = integrate_adaptive(_stepper(name), Y0, -sign, 2.0 * sign, recorder, counts, stepping)
     assert outcome.retcode is ReturnCode.Success
     assert trajectories[0].steps == counts.accepted > 4
