@@ -109,7 +109,9 @@ def test_states_held_never_exceed_the_bound(slots) -> None:
             stepper.most = 0
             run_back(trajectory, stepper, start)
             assert stepper.most <= slots + 1
-        list(trajectory.states(range(steps), stepper))
+        for _, y, _ in trajectory.states(range(steps), stepper):
+            stepper.look()
+            del y
         assert len(trajectory.store) <= slots
         run_back(trajectory, stepper, steps - 1)
         assert stepper.most <= slots + 1
