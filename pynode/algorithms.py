@@ -121,6 +121,46 @@ class SSPRK33(FixedStep):
 
 
 @dataclass(frozen=True)
+class Reversible(FixedStep):
+    """A method of order 2 that can be run backward to rounding, which ``ReversibleAdjoint`` needs.
+
+    One evaluation a step. Reversible methods do not damp: where the solution decays fast, errors grow as fast.
+
+    Parameters
+    ----------
+    adaptive : bool
+        Choose the steps by an embedded error estimate (against Euler's step) and the tolerances, instead of taking
+        them from ``dt``, ``steps`` or ``mesh``.
+    dt, steps, mesh, interpolation, perturb
+        See FixedStep.
+    """
+
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [key for key in ("dt", "steps", "mesh", "perturb") if getattr(self, key) not in (None, False)]
+        if self.adaptive and given:
+            raise InputError(
+                explain(
+                    f"{self.name}(adaptive=True) got {' and '.join(given)}",
+                    "steps chosen by the tolerances, or given ones",
+                    f"drop adaptive=True or {' and '.join(given)}",
+                )
+            )
+
+
+@dataclass(frozen=True)
+class ReversibleHeun(Reversible):
+    """Reversible Heun method of Kidger et al. (2021), "Efficient and Accurate Gradients for Neural SDEs", order 2."""
+
+
+@dataclass(frozen=True)
+class AsynchronousLeapfrog(Reversible):
+    """Asynchronous leapfrog of Mutze (2013), order 2: the integrator of "MALI" (Zhuang et al. 2021)."""
+
+
+@dataclass(frozen=True)
 class BS3(Algorithm):
     """Bogacki-Shampine 3(2), adaptive; torchdiffeq's ``bosh3``."""
 
@@ -168,6 +208,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.__name__: cls
     for cls in (
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
+        *(ReversibleHeun, AsynchronousLeapfrog),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
     )
 }
@@ -180,6 +221,8 @@ ALIASES: dict[str, str] = {
     "adaptive_heun": "AdaptiveHeun",
     "heun2": "Heun",
     "rk3/8": "RK38",
+    "reversible_heun": "ReversibleHeun",
+    "alf": "AsynchronousLeapfrog",
 }
 
 

@@ -67,6 +67,12 @@ class Field:
         return derivative
 
 
+def nudged(t: Tensor, towards: float) -> Tensor:
+    """The next representable time in a direction, its gradient unchanged."""
+    t_detached = t.detach()
+    return t + (torch.nextafter(t_detached, torch.full_like(t_detached, towards)) - t_detached)
+
+
 class Arguments:
     """``args`` with its differentiable tensors singled out.
 

@@ -21,8 +21,8 @@ class SaveAt:
         Give ``ys`` at the start and at the end of every accepted step instead.
     dense : bool, optional
         Keep the accepted states, one per step, so that ``sol(t)`` works afterwards. By default they are kept except
-        under ``BacksolveAdjoint``, whose memory is constant, and ``CheckpointedAdjoint(checkpoints=n)``, which keeps
-        at most ``n`` of them and recomputes the others.
+        under ``BacksolveAdjoint`` and ``ReversibleAdjoint``, whose memory is constant, and under
+        ``CheckpointedAdjoint(checkpoints=n)``, which keeps at most ``n`` of them and recomputes the others.
     """
 
     ts: torch.Tensor | Sequence[float] | None = None

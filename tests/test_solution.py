@@ -48,7 +48,7 @@ def test_dense_output_is_as_good_as_the_steps(problem):
     )
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", TABLEAUS)
 @both_directions
 def test_dense_output_meets_the_saved_states_and_slopes(name, sign):
     """At step boundaries the interpolant is the state up to rounding, and its slope is the field's."""

@@ -10,15 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep
+from pynode.algorithms import Algorithm, FixedStep, Reversible
 from pynode.backends import Gradients, Query, Request
-from pynode.errors import UnsupportedError, explain
-from pynode.native.adjoints import backsolve, checkpointed, forward, gauss, interpolating, quadrature
+from pynode.errors import InputError, UnsupportedError, explain
+from pynode.native.adjoints import (
+    backsolve,
+    checkpointed,
+    forward,
+    gauss,
+    interpolating,
+    quadrature,
+    reversible,
+)
 from pynode.native.adjoints.backward import Against
+from pynode.native.checkpoints import Binomial, EveryStep, Thinned
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
+from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.stepper import Stepper
 from pynode.native.tableaus import TABLEAUS, Tableau
@@ -34,6 +44,7 @@ from pynode.sensealg import (
     GaussAdjoint,
     InterpolatingAdjoint,
     QuadratureAdjoint,
+    ReversibleAdjoint,
     SensitivityAlgorithm,
 )
 from pynode.solution import ReturnCode
@@ -45,6 +56,7 @@ _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gra
     QuadratureAdjoint: quadrature.pull_back,
     GaussAdjoint: gauss.pull_back,
     ForwardSensitivity: forward.pull_back,
+    ReversibleAdjoint: reversible.pull_back,
 }
 
 
@@ -72,12 +84,33 @@ class NativeRecord:
 
     def stepper(self, field: Field, algorithm: Algorithm | None = None) -> Stepper:
         """A stepper that records nothing."""
-        tableau = _tableau(algorithm or self.request.algorithm)
-        if not self.request.compile:
-            return RungeKutta(tableau, field)
-        from pynode.native.compiled import CompiledAdjoint, CompiledRungeKutta  # imports torch's compiler
+        return self._make(algorithm or self.request.algorithm, field, taped=False)
 
-        return CompiledAdjoint(tableau, field) if isinstance(field, Against) else CompiledRungeKutta(tableau, field)
+    def taped_stepper(self, field: Field) -> Stepper:
+        """A stepper autograd can record."""
+        return self._make(self.request.algorithm, field, taped=True)
+
+    def _make(self, algorithm: Algorithm, field: Field, taped: bool) -> Stepper:
+        if isinstance(algorithm, Reversible):
+            if self.request.compile:
+                raise UnsupportedError(
+                    explain(
+                        f"compile='step' with {algorithm.name}", "a Runge-Kutta method", "drop compile=, or use Heun()"
+                    )
+                )
+            return REVERSIBLE[algorithm.name](field, algorithm.interpolation)
+        tableau = _tableau(algorithm)
+        if not self.request.compile:
+            return (TapedRungeKutta if taped else RungeKutta)(tableau, field)
+        from pynode.native.compiled import (  # torch's compiler
+            CompiledAdjoint,
+            CompiledRungeKutta,
+            CompiledTapedRungeKutta,
+        )
+
+        if isinstance(field, Against):
+            return CompiledAdjoint(tableau, field)
+        return (CompiledTapedRungeKutta if taped else CompiledRungeKutta)(tableau, field)
 
     def dense(self) -> Dense:
         """The forward solution at any time: kept, or solved again from the states that were."""
@@ -85,15 +118,6 @@ class NativeRecord:
             return self.pieces
         field = self.request.problem.field(self.request.stats.backward)
         return Resolved(self.trajectory, self.stepper(field))
-
-    def taped_stepper(self, field: Field) -> Stepper:
-        """A stepper autograd can record."""
-        tableau = _tableau(self.request.algorithm)
-        if not self.request.compile:
-            return TapedRungeKutta(tableau, field)
-        from pynode.native.compiled import CompiledTapedRungeKutta
-
-        return CompiledTapedRungeKutta(tableau, field)
 
     def is_boundary(self, query: Query, n: int) -> bool:
         """Whether a queried time that equals boundary ``n`` is that boundary, also for its gradient."""
@@ -107,8 +131,10 @@ class NativeRecord:
     def _steps_over_t(self) -> bool:
         """Whether the entries of ``t`` are the boundaries."""
         algorithm = self.request.algorithm
-        return isinstance(algorithm, FixedStep) and all(
-            own is None for own in (algorithm.dt, algorithm.steps, algorithm.mesh)
+        return (
+            isinstance(algorithm, FixedStep)
+            and not algorithm.adaptive
+            and all(own is None for own in (algorithm.dt, algorithm.steps, algorithm.mesh))
         )
 
     def _is_last(self, n: int) -> bool:
@@ -162,16 +188,54 @@ def _tableau(algorithm: Algorithm) -> Tableau:
     return tableau
 
 
+def _store(request: Request) -> EveryStep | None:
+    """What keeps the states that dense output and the sensitivity algorithm need."""
+    sensealg = request.sensealg if request.differentiable else None
+    if getattr(sensealg, "checkpointing", False):
+        return Thinned()
+    if isinstance(sensealg, DirectAdjoint) and request.problem.cost_layout is not None:
+        return EveryStep()  # the tape holds the states anyway, and the cost of a solve that fails is read from them
+    if not isinstance(sensealg, CheckpointedAdjoint):
+        flat_memory = isinstance(sensealg, BacksolveAdjoint | ReversibleAdjoint)
+        keep = request.dense if request.dense is not None else not flat_memory
+        return EveryStep() if keep else None
+    bound = sensealg.checkpoints
+    if sensealg.max_memory is not None:
+        layout, algorithm = request.problem.layout, request.algorithm
+        vectors = 1 + (REVERSIBLE[algorithm.name].carries if isinstance(algorithm, Reversible) else 0)
+        size = vectors * layout.size * layout.dtype.itemsize
+        bound = int(sensealg.max_memory // size)
+        if bound < 2:
+            raise InputError(
+                explain(
+                    f"CheckpointedAdjoint(max_memory={sensealg.max_memory}), where what {algorithm.name} starts a step "
+                    f"from takes {size} bytes",
+                    f"room for two, {2 * size} bytes",
+                    f"raise max_memory to {2 * size} or more",
+                )
+            )
+    # One place is that of the state at hand.
+    return EveryStep() if bound is None else Binomial(int(bound) - 1)
+
+
 class NativeBackend:
     """Solvers written in torch: the default."""
 
     name = "torch"
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
-        if algorithm.name not in TABLEAUS:
+        if algorithm.name not in TABLEAUS and algorithm.name not in REVERSIBLE:
             return f"the algorithm {algorithm.name}"
         if not isinstance(sensealg, DirectAdjoint) and type(sensealg) not in _PULL_BACKS:
             return f"the sensitivity algorithm {sensealg.name}"
+        if isinstance(sensealg, ReversibleAdjoint):
+            if not isinstance(algorithm, Reversible):
+                return (
+                    f"ReversibleAdjoint with {algorithm.name}, which cannot be run backward: only "
+                    f"{' and '.join(REVERSIBLE)} can"
+                )
+            if algorithm.perturb:
+                return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         return None
 
     def solve(self, request: Request) -> NativeRecord:
@@ -179,17 +243,13 @@ class NativeBackend:
         mesh = None if request.algorithm.adaptive else self._mesh(request, problem.t)
         t, t_end = problem.times[0], problem.times[-1]
         ahead = math.copysign(math.inf, t_end - t)
-        limit = sensealg.checkpoints if request.differentiable and isinstance(sensealg, CheckpointedAdjoint) else None
-        flat_memory = request.differentiable and isinstance(sensealg, BacksolveAdjoint)
-        keep = request.dense if request.dense is not None else not flat_memory
-        if request.differentiable and isinstance(sensealg, CheckpointedAdjoint):
-            keep = True
         continuous = request.differentiable and isinstance(sensealg, ContinuousAdjoint)
-        dense_kept = continuous and not flat_memory and not getattr(sensealg, "checkpointing", False)
-        if problem.cost_layout is not None and request.differentiable and isinstance(sensealg, DirectAdjoint):
-            keep = True  # the tape holds the states anyway, and the cost of a solve that fails is read from them
+        dense_kept = (
+            continuous and not isinstance(sensealg, BacksolveAdjoint) and not getattr(sensealg, "checkpointing", False)
+        )
         perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
-        trajectory = Trajectory(t, ahead, keep, limit, request.jumps, perturb)
+        ends = request.differentiable and isinstance(sensealg, ReversibleAdjoint)
+        trajectory = Trajectory(t, ahead, _store(request), request.jumps, perturb, ends)
         record = NativeRecord(request, trajectory)
         taped = record.taped
         clock = None
@@ -362,11 +422,11 @@ def evaluate(
             mesh = None if request.algorithm.adaptive else NativeBackend._mesh(request, request.problem.t)
             clock = NativeBackend._clock(request, mesh)
         differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
-        for n, y in trajectory.states(sorted(at_step), stepper):
+        for n, y, carried in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             if record.columns is not None and not whole:
                 y = y[: request.problem.layout.size]
-            stepper.begin(t, y, jump=trajectory.jump_after(n))
+            trajectory.enter(stepper, n, t, y, carried)
             stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
             inside = at_step[n]
             points: Any = times

@@ -129,8 +129,11 @@ def _first_failure(
     """Step again over a mesh whose end is not finite, now looking at every state: only failures pay for that."""
     ahead = math.copysign(math.inf, mesh[-1] - mesh[0])
     with torch.no_grad():
-        for t, t1 in itertools.pairwise(mesh):
-            stepper.begin(t, y, jump=edge(t, ahead))
+        for i, (t, t1) in enumerate(itertools.pairwise(mesh)):
+            if i == 0 or edge(t, ahead):
+                stepper.begin(t, y, jump=edge(t, ahead))
+            else:
+                stepper.advance(t, y)
             y1 = stepper.attempt(t, t1 - t, y, edge(t1, -ahead), t1)
             if not _finite(y1):
                 return Outcome(ReturnCode.Unstable, t, y, f"the step from there to t = {t1:.9g} is not finite")

@@ -14,9 +14,10 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from pynode.native.checkpoints import State
 from pynode.native.dense import Piece, StagePiece
 from pynode.native.tableaus import Tableau
-from pynode.problem import Field
+from pynode.problem import Field, nudged
 
 Measure = Callable[[Tensor, float], float]
 
@@ -90,12 +91,6 @@ def _combined(ratios: list[float]) -> float:
     return high * high / math.sqrt(high * high + 0.01 * low * low)
 
 
-def _nudged(t: Tensor, towards: float) -> Tensor:
-    """The next representable time in a direction, its gradient unchanged."""
-    t_detached = t.detach()
-    return t + (torch.nextafter(t_detached, torch.full_like(t_detached, towards)) - t_detached)
-
-
 def _piece(k: _Coefficients, start: tuple[float, float, Tensor, float], end: float, stages: Tensor) -> Piece:
     t, h, y, jump = start
 
@@ -104,7 +99,7 @@ def _piece(k: _Coefficients, start: tuple[float, float, Tensor, float], end: flo
             state = torch.addmv(y, stages.t(), k.a[i], alpha=h)
             time = field.time(end if k.c[i] == 1.0 else t + k.c[i] * h)
             if k.c[i] == 1.0 and jump:
-                time = _nudged(time, jump)
+                time = nudged(time, jump)
             stages = torch.cat([stages, field(time, state)[None]])
         return stages
 
@@ -144,6 +139,13 @@ class RungeKutta:
     def derivative(self) -> Tensor:
         """f(t, y) at the start of the coming step."""
         return self._buffer[0]
+
+    def carried(self, end: bool = False) -> State:
+        """A Runge-Kutta step starts from its state alone."""
+        return ()
+
+    def resume(self, t: float, y: Tensor, carried: State) -> None:
+        self.begin(t, y)
 
     def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0, end: float | None = None) -> Tensor:
         """The state at ``end``, which ``t + h`` equals only up to rounding. ``jump``: minus infinity in the direction
@@ -204,7 +206,7 @@ class RungeKutta:
 
     def _at(self, t: float, jump: float) -> Tensor:
         time = torch.scalar_tensor(t, dtype=self.coefficients.dtype, device=self.coefficients.device)
-        return _nudged(time, jump) if jump else time
+        return nudged(time, jump) if jump else time
 
 
 class TapedRungeKutta:
@@ -223,6 +225,12 @@ class TapedRungeKutta:
 
     def derivative(self) -> Tensor:
         return self._stages[0]
+
+    def carried(self, end: bool = False) -> State:
+        return ()
+
+    def resume(self, t: float | Tensor, y: Tensor, carried: State) -> None:
+        self.begin(t, y)
 
     def attempt(
         self, t: float | Tensor, h: float | Tensor, y: Tensor, jump: float = 0.0, end: float | Tensor | None = None
@@ -287,4 +295,4 @@ class TapedRungeKutta:
 
     def _at(self, t: float | Tensor, jump: float) -> Tensor:
         time = self.field.time(t)
-        return _nudged(time, jump) if jump else time
+        return nudged(time, jump) if jump else time

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from pynode.native.checkpoints import State
 from pynode.problem import Field
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 class Stepper(Protocol):
     """One method on one field. Times and steps are floats, or tensors where a gradient with respect to them is taped.
 
-    The calls come in the order ``begin (attempt error_ratio?)+ interpolate? advance``.
+    The calls come in the order ``begin (attempt error_ratio?)+ interpolate? advance``; ``resume`` may stand for the
+    first one. A method may carry tensors beside the state from step to step.
     """
 
     field: Field
@@ -26,8 +28,15 @@ class Stepper(Protocol):
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """Evaluate what the first step needs."""
 
+    def resume(self, t: Any, y: Tensor, carried: State) -> None:
+        """Go on from the start of a step other than the first, where ``carried`` had been carried."""
+
+    def carried(self, end: bool = False) -> State:
+        """What belongs, beside the state, to the start of the coming step, or to the end of the last attempt."""
+        ...
+
     def derivative(self) -> Tensor:
-        """f(t, y) at the start of the coming step."""
+        """f(t, y) at the start of the coming step, or what the method takes for it."""
         ...
 
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:

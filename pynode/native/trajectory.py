@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,47 +9,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.native.loop import Clock
+from pynode.native.checkpoints import EveryStep, State, advance
+from pynode.native.dense import step_at
+from pynode.native.loop import Clock, Recorder
 from pynode.native.stepper import Stepper
 
 
 class Trajectory:
-    """Accepted steps: boundaries ``mesh`` (N + 1 floats) and the states at their starts.
+    """Accepted steps: boundaries ``mesh`` (N + 1 floats) and the states at their starts, as many as ``store`` keeps.
 
     Parameters
     ----------
     t0 : float
     direction : float
         Plus or minus infinity: where time goes.
-    keep : bool
-        Keep states at all.
-    limit : int, optional
-        Keep at most this many, evenly spaced; the others are recomputed from the nearest one before them.
+    store : EveryStep, optional
+        Keeps states; None are kept without one.
     jumps : frozenset of float
         Times at which the field is discontinuous.
     perturb : bool
         Every boundary is one of them.
+    keep_ends : bool
+        Keep the state at the end of the last step, and of every step after which the stepper begins anew.
+
+    Attributes
+    ----------
+    ends : dict
+        Those states by boundary.
     """
 
     def __init__(
-        self, t0: float, direction: float, keep: bool, limit: int | None, jumps: frozenset[float], perturb: bool
+        self,
+        t0: float,
+        direction: float,
+        store: EveryStep | None,
+        jumps: frozenset[float],
+        perturb: bool,
+        keep_ends: bool = False,
     ) -> None:
         self.mesh = [t0]
         self.direction = direction
-        self.kept = keep
-        self._states: list[Tensor] = []
-        self._limit = limit
-        self._stride = 1
+        self.store = store
+        self.ends: dict[int, State] = {}
+        self._keep_ends = keep_ends
         self._jumps, self._perturb = jumps, perturb
 
-    def append(self, y: Tensor, t1: float) -> None:
-        """A step from state ``y`` at the last boundary to time ``t1`` was accepted."""
-        if self.kept and (len(self.mesh) - 1) % self._stride == 0:
-            self._states.append(y)
-            if self._limit is not None and len(self._states) > self._limit:
-                del self._states[1::2]
-                self._stride *= 2
+    def append(self, y: Tensor, t1: float, carried: State = (), end: State = ()) -> None:
+        """A step from state ``y`` at the last boundary, where the stepper carried ``carried``, to time ``t1`` was
+        accepted; ``end`` is the state there with what is carried there."""
+        n = self.steps
+        if self.store is not None:
+            self.store.offer(n, (y,) if self.begins(n) else (y, *carried))
+        if self._keep_ends:
+            if n and not self.begins(n):
+                del self.ends[n]
+            self.ends[n + 1] = end
         self.mesh.append(t1)
+
+    @property
+    def kept(self) -> bool:
+        """Whether states are kept at all."""
+        return self.store is not None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether states may have been dropped, so that :meth:`backward` has to recompute them."""
+        return type(self.store) is not EveryStep
 
     @property
     def steps(self) -> int:
@@ -64,56 +88,91 @@ class Trajectory:
         """Direction in which to nudge the time at which step ``n`` ends, 0 for none."""
         return -self.direction if self._perturb or self.mesh[n + 1] in self._jumps else 0.0
 
+    def begins(self, n: int) -> bool:
+        """Whether step ``n`` starts from its state alone: nothing is carried over a discontinuity."""
+        return n == 0 or self.jump_after(n) != 0.0
+
+    def enter(self, stepper: Stepper, n: int, t: Any, y: Tensor, carried: State) -> None:
+        """Put ``stepper`` at the start of step ``n``; ``t`` is the time there, or a tensor that stands for it."""
+        if self.begins(n):
+            stepper.begin(t, y, jump=self.jump_after(n))
+        else:
+            stepper.resume(t, y, carried)
+
     def step_at(self, t: float) -> int:
         """Index of the step that holds ``t``; a boundary belongs to the step that ends there."""
-        if self.direction > 0:
-            n = bisect.bisect_left(self.mesh, t)
-        else:
-            n = bisect.bisect_left(self.mesh, -t, key=lambda x: -x)
-        return min(max(n - 1, 0), self.steps - 1)
+        return step_at(self.mesh, t)
 
-    def states(self, wanted: Sequence[int], stepper: Stepper) -> Iterator[tuple[int, Tensor]]:
-        """``(n, state at the start of step n)`` for the wanted steps (ascending), recomputing what was dropped."""
-        at, y = -1, self._states[0]
+    def states(self, wanted: Sequence[int], stepper: Stepper) -> Iterator[tuple[int, Tensor, State]]:
+        """``(n, state, carried)`` at the start of step n for the wanted steps (ascending), recomputing what was
+        dropped."""
+        assert self.store is not None
+        at, state = -1, self.store[0]
         for n in wanted:
-            stored = n // self._stride
-            if at < stored * self._stride or at > n:
-                at, y = stored * self._stride, self._states[stored]
+            stored = self.store.before(n)
+            if at < stored:
+                at, state = stored, self.store[stored]
             if at < n:
-                y = self._replayed(at, n, y, stepper)[-1]
+                state = self._advanced(at, n, state, stepper)
+                self.store.offer_again(n, state, self.steps)
             at = n
-            yield n, y
+            yield n, state[0], state[1:]
 
-    @property
-    def bounded(self) -> bool:
-        """Whether states may have been dropped, so that :meth:`backward` has to recompute them."""
-        return self._limit is not None
+    def backward(self, stepper: Stepper | None, start: int) -> Iterator[tuple[int, Tensor, State]]:
+        """``(n, state, carried)`` at the start of step n, from step ``start`` down to the first.
 
-    def backward(self, stepper: Stepper | None, start: int) -> Iterator[tuple[int, Tensor]]:
-        """``(n, state at the start of step n)`` from step ``start`` down to the first, one segment between two stored
-        states in memory at a time. ``stepper`` recomputes what a bounded trajectory dropped."""
-        for stored in range(start // self._stride, -1, -1):
-            first = stored * self._stride
-            last = min(first + self._stride - 1, start)
-            segment = [self._states[stored]]
-            if last > first:
+        ``stepper`` recomputes what was dropped, repeating as few steps as the store's bound allows: the snapshots and
+        the state at hand are never more than that bound and one.
+        """
+        if start < 0:
+            return
+        assert self.store is not None
+        snapshots, slots = self.store.take(start), self.store.slots
+        stop = start + 1
+        while snapshots:
+            n, state = snapshots[-1]
+            length = stop - n
+            if length == 1:
+                snapshots.pop()
+                stop = n
+            else:
                 assert stepper is not None
-                segment += self._replayed(first, last, self._states[stored], stepper)
-            for n in range(last, first - 1, -1):
-                yield n, segment.pop()
+                free = length if slots is None else slots - len(snapshots) + 1
+                last = n + advance(length, free)
+                state = self._advanced(n, last, state, stepper)
+                if last < stop - 1:
+                    snapshots.append((last, state))
+                    continue
+                n = stop = last
+            yield n, state[0], state[1:]
 
-    def _replayed(self, first: int, last: int, y: Tensor, stepper: Stepper) -> list[Tensor]:
-        """States at the starts of steps ``first + 1`` to ``last``, from ``y`` at the start of ``first``."""
-        states = []
+    def stretch(self, n: int) -> tuple[int, int]:
+        """The steps, first and behind the last, between the two kept states around step ``n``."""
+        assert self.store is not None
+        after = self.store.after(n)
+        return self.store.before(n), self.steps if after is None else after
+
+    def replay(self, first: int, last: int, stepper: Stepper, recorder: Recorder) -> None:
+        """Take steps ``first`` to ``last - 1`` again, from a kept state, for a recorder."""
+        assert self.store is not None
+        self._advanced(first, last, self.store[first], stepper, recorder)
+
+    def _advanced(
+        self, first: int, last: int, state: State, stepper: Stepper, recorder: Recorder | None = None
+    ) -> State:
+        """The state at the start of step ``last``, from that at the start of ``first``."""
+        y, carried = state[0], state[1:]
         for n in range(first, last):
             t, t1 = self.mesh[n], self.mesh[n + 1]
-            if n == first or self.jump_after(n):
-                stepper.begin(t, y, jump=self.jump_after(n))
+            if n == first or self.begins(n):
+                self.enter(stepper, n, t, y, carried)
             else:
                 stepper.advance(t, y)
-            y = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
-            states.append(y)
-        return states
+            y1 = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
+            if recorder is not None:
+                recorder.accept(stepper, t, t1, y, y1)
+            y = y1
+        return (y,) if self.begins(last) else (y, *stepper.carried(end=True))
 
 
 class SaveRecorder:
@@ -160,7 +219,7 @@ class SaveRecorder:
 
     def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
         """See :class:`pynode.native.loop.Recorder`."""
-        self.trajectory.append(y, t1)
+        self.trajectory.append(y, t1, stepper.carried(), (y1, *stepper.carried(end=True)))
         if self._every_step:
             self._chunks.append(y1[None])
             self.saved.append(t1)

@@ -180,9 +180,12 @@ def test_exponent_of_known_growth():
 
 def test_memory_is_flat_linear_or_square_root():
     report = memory.measure((9, 36, 100), 500)
-    assert [claim.met for claim in report.claims] == [True, True, True]
+    assert [claim.met for claim in report.claims if not claim.met] == []
     found = report.data["sensealgs"]
     assert found["BacksolveAdjoint"]["per_step"] == 0.0
+    assert found["ReversibleAdjoint"]["per_step"] == 0.0
+    eight = found["CheckpointedAdjoint(checkpoints=8)"]["peaks"]
+    assert eight[1] == eight[2]
     assert found["CheckpointedAdjoint"]["per_step"] == pytest.approx(1.0, abs=0.02)
     assert found["DirectAdjoint"]["per_step"] > 4.0
     bounded = found["CheckpointedAdjoint(checkpoints=sqrt N)"]

@@ -69,6 +69,9 @@ class _Backsolve:
     def adjoint(self) -> Tensor:
         return self._state[self._n : 2 * self._n]
 
+    def gain(self, cotangent: Tensor) -> None:
+        self._state[self._n : 2 * self._n] += cotangent
+
     def gradients(self) -> list[Tensor | None]:
         return self._products.shaped(self._state[2 * self._n :])
 

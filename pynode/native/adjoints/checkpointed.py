@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +12,24 @@ from torch import Tensor
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
 from pynode.native.adjoints.accumulator import Accumulator
+from pynode.native.checkpoints import State
+from pynode.problem import Field
 
 if TYPE_CHECKING:
     from pynode.native.backend import NativeRecord
 
+#: ``(n, state, carried)`` at the start of step n, from a step down to the first.
+Source = Callable[["NativeRecord", Field, int], Iterator[tuple[int, Tensor, State]]]
 
-def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
+
+def stored(record: NativeRecord, field: Field, start: int) -> Iterator[tuple[int, Tensor, State]]:
+    """The states as the trajectory kept them; what it dropped is recomputed with ``field``."""
+    trajectory = record.trajectory
+    replay = record.stepper(field) if trajectory.bounded else None  # it holds a stage buffer
+    return trajectory.backward(replay, start)
+
+
+def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: Source = stored) -> Gradients:
     """Gradients of ``sum_i <cotangents_i, y(times_i)>``, exact for the steps that were taken.
 
     Parameters
@@ -25,6 +38,8 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
     query : Query
         Times within the span, in any order; states or their time derivatives.
     cotangents : Tensor (m, n)
+    source : Source
+        Where the states come from.
     """
     times = query.times
     request, trajectory = record.request, record.trajectory
@@ -33,7 +48,6 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
     counts = request.stats.backward
     field = problem.field(counts)
     arguments = [x.detach().requires_grad_() for x in dependencies.arguments]
-    replay = record.stepper(field) if trajectory.bounded else None  # it holds a stage buffer
     taped = record.taped_stepper(field.with_args(problem.arguments.replaced(arguments)))
     inputs = [*arguments, *dependencies.parameters]
     sums = Accumulator(len(inputs))
@@ -41,7 +55,8 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
     # Save times without a cotangent (a loss on some of the states) cost nothing.
     wanted = cotangents.any(dim=1).tolist()
     at_step: dict[int, list[int]] = {}
-    adjoint: Tensor | None = None
+    # Of the state at the end of the step at hand, then of what is carried there; empty or None: none yet.
+    adjoints: list[Tensor | None] = []
     initial: list[int] = []
     for index, t in enumerate(times):
         if not wanted[index]:
@@ -62,53 +77,62 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
     repeatable, first = False, True
     start: Any
     end: Any
-    for n, state in trajectory.backward(replay, max(at_step, default=-1)):
+    for n, state, carried in source(record, field, max(at_step, default=-1)):
         here = at_step.get(n, [])
         t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
         plain = [i for i in here if times[i] == t1 and record.is_boundary(query, n + 1)]
         inner = [i for i in here if i not in plain]
         for i in plain:
-            adjoint = cotangents[i] if adjoint is None else adjoint + cotangents[i]
+            adjoints[:1] = [_added(adjoints, cotangents[i])]
         before = counts.nfe
         with torch.enable_grad():
-            y = state.detach().requires_grad_()
+            # Where the stepper begins anew, what it carries is a function of the state.
+            whole = (state,) if trajectory.begins(n) else (state, *carried)
+            starts = [x.detach().requires_grad_() for x in whole]
+            y = starts[0]
             if time_gradients:
                 start, end, points = (
                     torch.tensor(x, dtype=torch.float64).requires_grad_() for x in (t, t1, [times[i] for i in inner])
                 )
-                own = [y, start, end, points]
+                own = [*starts, start, end, points]
                 h = end - start
                 thetas = [(x - start) / h for x in points]
             else:
-                start, end, h, own = t, t1, t1 - t, [y]
+                start, end, h, own = t, t1, t1 - t, starts
                 thetas = [(times[i] - t) / h for i in inner]
-            taped.begin(start, y, jump=trajectory.jump_after(n))
+            trajectory.enter(taped, n, start, y, tuple(starts[1:]))
             y1 = taped.attempt(start, h, y, trajectory.jump_before(n), end)
-            outputs, seeds = ([y1], [adjoint]) if adjoint is not None else ([], [])
+            ends = (y1, *taped.carried(end=True))
+            # A field that depends on nothing here leaves nothing to pull back through.
+            pairs = [(x, a) for x, a in zip(ends, adjoints, strict=False) if a is not None and x.requires_grad]
+            outputs, seeds = [x for x, _ in pairs], [a for _, a in pairs]
             if inner:
                 outputs.append(taped.interpolate(thetas, query.derivative))
                 seeds.append(cotangents[inner])
-        if known is not None and not repeatable:
+        if known is not None:
             _check_repeated(y1.detach(), known, state, t)
             repeatable = True
+        known = None if repeatable else state  # held on to no longer than the check needs it
         # The whole graph of the first step is looked through, later the first evaluation of each: a parameter that
         # is switched on in between is seen there, and a longer walk in Python would cost several per cent.
-        dependencies.check_reached(outputs if first else [taped.derivative()], [*own, *arguments])
-        known, first = state, False
+        one = ends[-1] if len(starts) > 1 else taped.derivative()
+        dependencies.check_reached(outputs if first else [one], [*own, *arguments])
+        first = False
         gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
         counts.nvjp += counts.nfe - before
         counts.accepted += 1
-        adjoint = gradients[0]
+        adjoints = list(gradients[: len(starts)])
         if mesh_gradient is not None and times_gradient is not None:
             places: tuple[Any, ...] = (n, n + 1, inner)
             totals = (mesh_gradient, mesh_gradient, times_gradient)
-            for total, index, gradient in zip(totals, places, gradients[1:4], strict=True):
+            for total, index, gradient in zip(totals, places, gradients[len(starts) : len(own)], strict=True):
                 if gradient is not None:
                     total[index] += gradient
         sums.add(gradients[len(own) :])
 
     for i in initial:
-        adjoint = cotangents[i] if adjoint is None else adjoint + cotangents[i]
+        adjoints[:1] = [_added(adjoints, cotangents[i])]
+    adjoint = adjoints[0] if adjoints else None
     if adjoint is None:
         adjoint = torch.zeros_like(cotangents[0])
     if not at_step:
@@ -121,6 +145,12 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradien
         arguments=sums.sums[: len(arguments)],
         parameters=sums.sums[len(arguments) :],
     )
+
+
+def _added(adjoints: list[Tensor | None], cotangent: Tensor) -> Tensor:
+    """The adjoint of the state with a cotangent of it."""
+    adjoint = adjoints[0] if adjoints else None
+    return cotangent if adjoint is None else adjoint + cotangent
 
 
 def _check_repeated(found: Tensor, end: Tensor, start: Tensor, t: float) -> None:

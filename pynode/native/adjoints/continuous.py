@@ -32,8 +32,11 @@ class Integral(Protocol):
         """Time ``t`` was reached from ``later``; the solution there is ``y``."""
 
     def adjoint(self) -> Tensor:
-        """The adjoint (n,) here, to be written into."""
+        """The adjoint (n,) here."""
         ...
+
+    def gain(self, cotangent: Tensor) -> None:
+        """Add to the adjoint here."""
 
     def gradients(self) -> list[Tensor | None]:
         """Gradients of all inputs, None where there is no dependence."""
@@ -90,7 +93,7 @@ def sweep(
             times_gradient[index] = torch.dot(cotangents[index], slope).item()
         if times[index] == t0 and here == t0:
             continue
-        integral.adjoint().add_(cotangents[index])
+        integral.gain(cotangents[index])
     if here != t0:
         integral.run(here, t0)
         integral.reach(t0, y0, here)

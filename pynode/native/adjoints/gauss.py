@@ -84,6 +84,10 @@ class _Gauss:
     def adjoint(self) -> Tensor:
         return self._adjoint
 
+    def gain(self, cotangent: Tensor) -> None:
+        # Not in place: the dense output of the step that ended here may hold its end.
+        self._adjoint = self._adjoint + cotangent
+
     def gradients(self) -> list[Tensor | None]:
         self._flush()
         return self._sums.sums

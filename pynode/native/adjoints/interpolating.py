@@ -59,5 +59,8 @@ class _Interpolating:
     def adjoint(self) -> Tensor:
         return self._state[: self._n]
 
+    def gain(self, cotangent: Tensor) -> None:
+        self._state[: self._n] += cotangent
+
     def gradients(self) -> list[Tensor | None]:
         return self._products.shaped(self._state[self._n :])

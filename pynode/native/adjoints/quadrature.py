@@ -84,6 +84,10 @@ class _Quadrature:
     def adjoint(self) -> Tensor:
         return self._adjoint
 
+    def gain(self, cotangent: Tensor) -> None:
+        # Not in place: the dense output of the step that ended here may hold its end.
+        self._adjoint = self._adjoint + cotangent
+
     def gradients(self) -> list[Tensor | None]:
         total = Accumulator(len(self._products.inputs))
         if not self._products.inputs:
