@@ -19,6 +19,17 @@ from pynode.problem import ODEProblem, check_times
 from pynode.saveat import SaveAt
 from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm, as_sensealg
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
+from pynode.transforms import (
+    any_true,
+    check_common,
+    chosen,
+    moves,
+    number,
+    numbers,
+    refuse_queries,
+    refuse_tangents,
+    transformed,
+)
 
 Times = Tensor | Sequence[float]
 
@@ -126,7 +137,8 @@ def solve(
     problem = ODEProblem(f, y0, t, args)
     algorithm = as_algorithm(algorithm)
     engine = backend_from_name(backend)
-    sensealg = as_sensealg(sensealg)
+    sensealg = as_sensealg(chosen(sensealg))
+    functional = transformed()
     missing = engine.supports(algorithm, sensealg)
     if missing is not None:
         raise UnsupportedError(
@@ -140,7 +152,7 @@ def solve(
 
     if compile not in (False, "step"):
         raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
-    if compile and torch.is_grad_enabled() and not isinstance(sensealg, CheckpointedAdjoint):
+    if compile and (torch.is_grad_enabled() or functional) and not isinstance(sensealg, CheckpointedAdjoint):
         raise UnsupportedError(
             explain(
                 f"compile='step' with {sensealg.name}", "CheckpointedAdjoint or a solve under no_grad", "drop compile="
@@ -153,20 +165,24 @@ def solve(
     start, end = problem.times[0], problem.times[-1]
     jump = math.copysign(math.inf, end - start) if start in jumps or getattr(algorithm, "perturb", False) else 0.0
     dependencies = None
-    differentiable = torch.is_grad_enabled()
+    # Transforms follow what runs under no_grad too, and need functional operations.
+    differentiable = torch.is_grad_enabled() or functional
     # Torch's tape finds by itself what a direct solve depends on.
     if differentiable and not isinstance(sensealg, DirectAdjoint):
         with problem.autocast():
             dependencies = Dependencies(problem, stats.forward, params, allow_unused, jump)
         inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
         differentiable = any(x.requires_grad for x in inputs)
+        if functional:
+            start = problem.field(stats.forward)  # what it captured may be dual too
+            refuse_tangents([*inputs, start(start.time(problem.times[0]), problem.y0)], sensealg)
     request = Request(
         problem=problem,
         algorithm=algorithm,
         sensealg=sensealg,
         dependencies=dependencies,
         differentiable=differentiable,
-        time_gradient=differentiable and (problem.t.requires_grad or times_tensor.requires_grad),
+        time_gradient=differentiable and (moves(problem.t) or moves(times_tensor)),
         rtol=rtol,
         atol=atol,
         norm=norm,
@@ -234,7 +250,9 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool) -> So
 
     def evaluate(at: Tensor, derivative: bool) -> Any:
         flat_times = at.reshape(-1)
-        floats = flat_times.detach().tolist()
+        if not taped:
+            refuse_queries(at)
+        floats = numbers("sol(t)'s t", flat_times)
         wants_gradient = request.differentiable and torch.is_grad_enabled()
         with problem.autocast():
             values = engine.evaluate(record, floats, flat_times, derivative)
@@ -289,7 +307,7 @@ def _save_times(problem: ODEProblem, saveat: SaveAt | Times | None) -> tuple[Sav
 
 
 def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    listed = values.detach().reshape(-1).tolist() if isinstance(values, Tensor) else [float(x) for x in values]
+    listed = numbers(name, values.reshape(-1)) if isinstance(values, Tensor) else [float(x) for x in values]
     if not all(math.isfinite(x) for x in listed):
         raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
     return tuple(listed)
@@ -307,7 +325,8 @@ def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | T
                         "give one number",
                     )
                 )
-            low, high = value.min().item(), value.max().item()
+            check_common(name, value)
+            low, high = -number(-value.min()), number(value.max())
         else:
             low = high = value
             if not isinstance(value, int | float):
@@ -317,13 +336,13 @@ def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | T
         if not (low >= 0 and high < math.inf):
             raise InputError(explain(f"{name} = {low}", "a finite number >= 0", f"give a positive {name} such as 1e-6"))
     # Scalars pay nothing for this check unless rtol is below the unit roundoff.
-    least = rtol.min().item() if isinstance(rtol, Tensor) else rtol
+    least = number(rtol.min()) if isinstance(rtol, Tensor) else rtol
     unit = torch.finfo(problem.layout.dtype).eps / 2
     if least >= unit:
         return
     size = problem.y0.detach().abs()
     tolerance = size * rtol + atol
-    if bool((tolerance < unit * size).any()) or bool((tolerance == 0).any()):
+    if any_true(tolerance < unit * size) or any_true(tolerance == 0):
         wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"
         raise InputError(
             explain(

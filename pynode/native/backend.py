@@ -24,6 +24,7 @@ from pynode.native.trajectory import SaveRecorder, Trajectory
 from pynode.problem import Field
 from pynode.sensealg import BacksolveAdjoint, CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.solution import ReturnCode
+from pynode.transforms import moves, numbers, transformed
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
     CheckpointedAdjoint: checkpointed.pull_back,
@@ -155,7 +156,7 @@ class NativeBackend:
         tensor = None
         if taped and request.time_gradient:
             clock, tensor = self._clock(request, mesh), request.times_tensor
-        with torch.set_grad_enabled(taped):
+        with torch.set_grad_enabled(taped and torch.is_grad_enabled()):
             # A copy, as the dense output must survive whatever happens to the user's tensor.
             y0 = (problem.y0 if taped else problem.y0.detach()).clone()
             field = problem.field(request.stats.forward)
@@ -179,7 +180,7 @@ class NativeBackend:
                 outcome = integrate_fixed(
                     stepper,
                     y0,
-                    mesh.tolist(),
+                    numbers("t", mesh),
                     recorder,
                     request.stats.forward,
                     max_steps=request.max_steps,
@@ -238,7 +239,7 @@ class NativeBackend:
     def _clock(request: Request, mesh: Tensor | None) -> Callable[[float], Any]:
         """Boundaries that depend on ``t`` as tensors, all others as they are."""
         ends = request.problem.t.double()[[0, -1]] if mesh is None else mesh
-        table = dict(zip(ends.tolist(), ends.unbind(), strict=True))
+        table = dict(zip(numbers("t", ends), ends.unbind(), strict=True))
         return lambda t: table.get(t, t)
 
 
@@ -271,8 +272,8 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
                 "solve with saveat=SaveAt(dense=True), or put the times into t",
             )
         )
-    taped = record.taped and torch.is_grad_enabled()
-    with torch.set_grad_enabled(taped):
+    taped = record.taped and (torch.is_grad_enabled() or transformed())
+    with torch.set_grad_enabled(taped and torch.is_grad_enabled()):
         field = request.problem.field(request.stats.forward)
         if trajectory.steps == 0:  # the solve failed at once: there is nothing but its start
             y0 = request.problem.y0
@@ -286,7 +287,7 @@ def evaluate(record: NativeRecord, times: list[float], derivative: bool, times_t
         if taped and request.time_gradient:
             mesh = None if request.algorithm.adaptive else NativeBackend._mesh(request, request.problem.t)
             clock = NativeBackend._clock(request, mesh)
-        differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
+        differentiable_times = taped and times_tensor is not None and moves(times_tensor)
         for n, y in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             stepper.begin(t, y, jump=trajectory.jump_after(n))
