@@ -174,8 +174,8 @@ def solve(
         inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
         differentiable = any(x.requires_grad for x in inputs)
         if functional:
-            start = problem.field(stats.forward)  # what it captured may be dual too
-            refuse_tangents([*inputs, start(start.time(problem.times[0]), problem.y0)], sensealg)
+            field = problem.field(stats.forward)  # what it captured may be dual too
+            refuse_tangents([*inputs, field(field.time(problem.times[0]), problem.y0)], sensealg)
     request = Request(
         problem=problem,
         algorithm=algorithm,

@@ -43,7 +43,7 @@ def transformed() -> bool:
 
 def has_tangent(x: Tensor) -> bool:
     """Whether ``x`` is a dual number outside ``torch.func``."""
-    return forward_ad.unpack_dual(x).tangent is not None
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def moves(x: Tensor) -> bool:
@@ -91,8 +91,8 @@ def refuse_queries(t: Tensor) -> None:
     if active() or (dual_level() and has_tangent(t)):
         raise GradientError(
             explain(
-                "sol(t) was called inside a torch.func transform or with dual times, for a solve that does not stand on "
-                "torch's tape",
+                "sol(t) was called inside a torch.func transform or with dual times, for a solve that does not stand "
+                "on torch's tape",
                 "a solve under DirectAdjoint",
                 "solve with sensealg=DirectAdjoint() inside the transform, or evaluate sol(t) outside it",
             )
@@ -121,12 +121,12 @@ class _Highest(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, None]:
         # Called once for each level of vmap, from the innermost out.
-        highest: Tensor = _Highest.apply(x if in_dims[0] is None else x.amax(in_dims[0]))
+        highest = _highest(x if in_dims[0] is None else x.amax(in_dims[0]))
         return highest, None
 
 
 def _highest(x: Tensor) -> Tensor:
-    highest: Tensor = _Highest.apply(x.detach())
+    highest: Tensor = _Highest.apply(x.detach())  # type: ignore[no-untyped-call]
     return highest
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pynode.algorithms import Algorithm, FixedStep
 from pynode.backends import Gradients, Query, Request
 from pynode.errors import UnsupportedError, explain
-from pynode.native.adjoints import backsolve, checkpointed
+from pynode.native.adjoints import backsolve, checkpointed, second_order
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
@@ -54,9 +54,10 @@ class NativeRecord:
         tableau = _tableau(algorithm or self.request.algorithm)
         return self._steppers()[0](tableau, field)
 
-    def taped_stepper(self, field: Field) -> Stepper:
-        """A stepper autograd can record."""
-        return self._steppers()[1](_tableau(self.request.algorithm), field)
+    def taped_stepper(self, field: Field, compiled: bool = True) -> Stepper:
+        """A stepper autograd can record; never a compiled one if not ``compiled``."""
+        stepper = self._steppers()[1] if compiled else TapedRungeKutta
+        return stepper(_tableau(self.request.algorithm), field)
 
     def _steppers(self) -> tuple[type[RungeKutta], type[TapedRungeKutta]]:
         if not self.request.compile:
@@ -93,6 +94,18 @@ class NativeRecord:
         if not self._is_last(self.trajectory.steps):  # a solve that failed ended at a time of its own
             ends[1] = 0.0
         return ends
+
+    def along_boundaries(self, direction: Tensor) -> Tensor:
+        """The transpose of :meth:`free_boundaries`: a direction of all boundaries from one of those that depend on
+        ``t``."""
+        direction = direction.detach().to("cpu", torch.float64)
+        if not self.request.algorithm.adaptive:
+            return direction
+        along = torch.zeros(self.trajectory.steps + 1, dtype=torch.float64)
+        along[0] = direction[0]
+        if self._is_last(self.trajectory.steps):
+            along[-1] = direction[1]
+        return along
 
     def anchors(self, times: list[float]) -> Tensor:
         """States (m, n) at ``times``."""
@@ -209,6 +222,13 @@ class NativeBackend:
 
     def pull_back(self, record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
         return _PULL_BACKS[type(record.request.sensealg)](record, query, cotangents)
+
+    def pull_back_tangent(
+        self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
+    ) -> tuple[Gradients, Tensor] | None:
+        if not isinstance(record.request.sensealg, CheckpointedAdjoint):
+            return None
+        return second_order.pull_back_tangent(record, query, cotangents, directions)
 
     def mesh(self, record: NativeRecord, t: Tensor) -> Tensor:
         return t.double()[[0, -1]] if record.request.algorithm.adaptive else self._mesh(record.request, t)

@@ -82,11 +82,11 @@ class ErrorNorm:
         section II.10)."""
         if self._joint:
             # Of each sample first: the blend of the largest norms is not the largest blend.
-            fine, coarse = (self._of_samples(error, factor) for error in (high, low))
-            blend = fine * fine / torch.sqrt(fine * fine + 0.01 * coarse * coarse)
-            return number(torch.where(fine == 0.0, 0.0, blend))
-        fine, coarse = self(high, factor), self(low, factor)
-        return 0.0 if fine == 0.0 else fine * fine / math.sqrt(fine * fine + 0.01 * coarse * coarse)
+            each, coarse = self._of_samples(high, factor), self._of_samples(low, factor)
+            blend = each * each / torch.sqrt(each * each + 0.01 * coarse * coarse)
+            return number(torch.where(each == 0.0, 0.0, blend))
+        ratio, other = self(high, factor), self(low, factor)
+        return 0.0 if ratio == 0.0 else ratio * ratio / math.sqrt(ratio * ratio + 0.01 * other * other)
 
     def _of_samples(self, error: Tensor, factor: float) -> Tensor:
         assert self._scale is not None
