@@ -71,24 +71,32 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         t, times, y0 = ctx.saved_tensors
         evaluation: Evaluation = ctx.evaluation
-        if active():
-            raise GradientError(
-                explain(
-                    f"the backward pass of {evaluation.record.request.sensealg.name} was vmapped "
-                    "(is_grads_batched=True, vectorize=True)",
-                    "one cotangent at a time",
-                    "drop that option, or use sensealg=DirectAdjoint()",
-                )
-            )
-        (cotangents,) = grad_outputs
+        cotangents = _single(grad_outputs[0], evaluation.record)
         time_gradient = any(ctx.needs_input_grad[1:3])
-        gradients, mesh = _gradients(evaluation, cotangents.detach(), t, times, time_gradient)
+        gradients, mesh = _gradients(evaluation, cotangents, t, times, time_gradient)
         if torch.is_grad_enabled():  # create_graph=True
             first = _First(evaluation, time_gradient, [g is not None for g in gradients], mesh)
             present = [g for g in gradients if g is not None]
-            gradients = first.filled(_Gradient.apply(first, present, cotangents, t, times, y0, *evaluation.inputs))  # type: ignore[no-untyped-call]
+            gradients = first.filled(_Gradient.apply(first, present, grad_outputs[0], t, times, y0, *evaluation.inputs))  # type: ignore[no-untyped-call]
         kept = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[1:], strict=True)]
         return (None, *kept)
+
+
+def _single(cotangents: Tensor, record: Record) -> Tensor:
+    """``cotangents`` without their history, if they are not many at once."""
+    try:
+        if not active():
+            return cotangents.detach()
+    except RuntimeError as error:  # the older vmap inside torch.autograd.grad, which nothing else gives away
+        if "atching rule" not in str(error):
+            raise
+    raise GradientError(
+        explain(
+            f"the backward pass of {record.request.sensealg.name} was vmapped (is_grads_batched=True, vectorize=True)",
+            "one cotangent at a time",
+            "drop that option, or use sensealg=DirectAdjoint()",
+        )
+    )
 
 
 def _gradients(
@@ -289,6 +297,7 @@ class _Second(torch.autograd.Function):
             gradients, _ = _gradients(evaluation, along_cotangents.detach(), t, times, first.time_gradient)
             parts = [_added(part, g) for part, g in zip(parts, gradients, strict=True)]
         present = [part for part, has in zip(parts, first.has, strict=True) if has]
+        present = [part if need else None for part, need in zip(present, ctx.needs_input_grad[2:], strict=True)]
         needed = [x for x in (cotangents, t, times, along_cotangents, *along, *evaluation.inputs) if x is not None]
         return (None, None, *_final(present, needed, evaluation.record))
 

@@ -81,7 +81,8 @@ def solve(
         Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
         ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
     sensealg : SensitivityAlgorithm, optional
-        How gradients are obtained; ``CheckpointedAdjoint()`` by default.
+        How gradients are obtained; ``CheckpointedAdjoint()`` by default, ``DirectAdjoint()`` inside a ``torch.func``
+        transform or a ``torch.autograd.forward_ad.dual_level``.
     backend : str
         Who integrates; ``"torch"``.
     saveat : SaveAt, 1-D tensor or sequence of float, optional
@@ -132,7 +133,8 @@ def solve(
     SolveError
         If the solve does not reach the final time and ``throw`` is true.
     UnsupportedError
-        If the backend lacks the algorithm or the sensitivity algorithm.
+        If the backend lacks the algorithm or the sensitivity algorithm, or if times or tolerances differ between the
+        samples of a ``vmap``.
     """
     problem = ODEProblem(f, y0, t, args)
     algorithm = as_algorithm(algorithm)

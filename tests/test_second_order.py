@@ -15,15 +15,15 @@ from torch.autograd.functional import hessian, hvp, vhp
 
 import pynode
 from pynode import (
+    RK4,
+    SSPRK33,
     BacksolveAdjoint,
     CheckpointedAdjoint,
     DirectAdjoint,
     GradientError,
     Heun,
     Midpoint,
-    RK4,
     SaveAt,
-    SSPRK33,
     Tsit5,
     Vern7,
 )
@@ -72,13 +72,13 @@ def product(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(along, inputs))
 
 
-def assert_as_direct(loss, inputs, sensealg=CheckpointedAdjoint()) -> None:  # noqa: B008  (immutable)
+def assert_as_direct(loss, inputs, sensealg=CheckpointedAdjoint(), atol=1e-12) -> None:  # noqa: B008  (immutable)
     """``loss(sensealg)`` has the Hessian-vector product that DirectAdjoint gives, and none of it is zero."""
     expected = product(loss(DirectAdjoint()), inputs)
     found = product(loss(sensealg), inputs)
     for x, y in zip(found, expected, strict=True):
         assert y.abs().max() > 1e-3
-        torch.testing.assert_close(x, y, **ROUNDING)
+        torch.testing.assert_close(x, y, rtol=0, atol=atol)
 
 
 # ----------------------------------------------------------------------------------------------------- the numbers
@@ -140,7 +140,8 @@ def test_as_direct_adjoint_with_nonlinear_losses_and_dense_output(name, own, sen
         dense = sol(torch.tensor([0.6, 0.2], dtype=torch.float64)).pow(2).sum() + sol.derivative(0.3).pow(2).sum()
         return sol.ys.pow(3).sum() + sol.ys[1].exp().sum() + dense
 
-    assert_as_direct(loss, [y0, w, a, t, *([s] if own else [])], sensealg)
+    # Vern7's dense output has weights up to 1207, here differentiated twice by times: 1e-16 * 1207 * 7**2 / 0.1**2.
+    assert_as_direct(loss, [y0, w, a, t, *([s] if own else [])], sensealg, 1e-9 if name == "vern7" else 1e-12)
 
 
 def test_times_of_dense_output() -> None:

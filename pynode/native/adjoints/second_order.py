@@ -179,15 +179,15 @@ class _Sweeps:
         outputs = [step.y1] if step.rows is None else [step.y1, step.rows]
         variables = [*step.own, *self.inputs]
         with torch.enable_grad():
-            # Any seeds would do; with ones a pullback that autograd does not see through shows.
-            seeds = [torch.ones_like(x).requires_grad_() for x in outputs]
+            # Any seeds would do; with these a pullback that autograd does not see through shows.
+            seeds = [_generic(x).requires_grad_() for x in outputs]
             gradients = torch.autograd.grad(outputs, variables, seeds, create_graph=True, allow_unused=True)
-            if any(g is not None and not g.requires_grad and bool(g.any()) for g in gradients):
-                raise _not_twice("autograd does not see how a gradient depends on what was pulled back")
-            pairs = zip(gradients, self._along(n, along, step), strict=True)
-            found = _gradient(_product(pairs), seeds)
+            product = _product(zip(gradients, self._along(n, along, step), strict=True))
+            found = _gradient(product, seeds)
         self.counts.nvjp += 2 * self.evaluations
         tangents = [torch.zeros_like(x) if g is None else g for x, g in zip(outputs, found, strict=True)]
+        if product is not None:
+            _check_linear(product.detach(), seeds, tangents)
         if n >= self.unseen:
             self.unseen = n + 1
             for i in step.plain:
@@ -241,10 +241,10 @@ def _split(count: int, slots: int) -> int:
 
 
 def _product(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> Tensor | None:
-    """Sum of the real inner products of those pairs that are there and are differentiable."""
+    """Sum of the real inner products of those pairs that are there."""
     total: Tensor | None = None
     for x, direction in pairs:
-        if x is None or direction is None or not x.requires_grad:
+        if x is None or direction is None:
             continue
         if x.is_complex():
             x, direction = torch.view_as_real(x.resolve_conj()), torch.view_as_real(direction.resolve_conj())
@@ -254,7 +254,7 @@ def _product(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> Tensor | N
 
 
 def _gradient(of: Tensor | None, variables: list[Tensor]) -> list[Tensor | None]:
-    if of is None:
+    if of is None or not of.requires_grad:
         return [None] * len(variables)
     try:
         return list(torch.autograd.grad(of, variables, allow_unused=True))
@@ -262,6 +262,20 @@ def _gradient(of: Tensor | None, variables: list[Tensor]) -> list[Tensor | None]
         raise
     except RuntimeError as error:
         raise _not_twice(str(error).splitlines()[0].rstrip(".")) from error
+
+
+def _generic(like: Tensor) -> Tensor:
+    """Numbers in which no structure of ``f`` cancels."""
+    return torch.cos(torch.arange(1, like.numel() + 1, dtype=like.dtype, device=like.device)).reshape(like.shape)
+
+
+def _check_linear(product: Tensor, seeds: list[Tensor], tangents: list[Tensor]) -> None:
+    """Raise GradientError unless ``product`` is ``<seeds, tangents>``, as a pullback is linear in its seeds: where a
+    backward pass is opaque to autograd (once_differentiable, numpy), tangents lack a part without any other sign."""
+    terms = torch.cat([(s.detach() * x).reshape(-1) for s, x in zip(seeds, tangents, strict=True)])
+    distance = (product - terms.sum()).abs().item()
+    if distance > math.sqrt(torch.finfo(terms.dtype).eps) * max(abs(product.item()), terms.abs().sum().item()):
+        raise _not_twice("autograd does not see how one of its gradients depends on what was pulled back")
 
 
 def _not_twice(why: str) -> GradientError:
