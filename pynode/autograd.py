@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pynode.backends import Backend, Gradients, Query, Record
 from pynode.errors import GradientError, explain
+from pynode.transforms import active
 
 
 class Evaluation:
@@ -69,39 +71,91 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         t, times, y0 = ctx.saved_tensors
         evaluation: Evaluation = ctx.evaluation
-        backend, record = evaluation.backend, evaluation.record
-        dependencies = record.request.dependencies
-        assert dependencies is not None
-        (cotangents,) = grad_outputs
-        reached = [id(x) in dependencies.reached for x in dependencies.parameters]
-        _check_unchanged(evaluation, [True] * len(dependencies.arguments) + reached)
-        with torch.no_grad(), record.request.problem.autocast():
-            found = _pulled_back(evaluation, cotangents.detach(), any(ctx.needs_input_grad[1:3]))
-            parameters = dependencies.owed_gradients(found.parameters)
-            _check_unchanged(evaluation, [g is not None for g in (*found.arguments, *found.parameters)])
-            _check_finite(found.y0, record)
-        t_gradient = times_gradient = None
-        if ctx.needs_input_grad[1] and found.mesh is not None:
-            with torch.enable_grad():
-                free = t.detach().requires_grad_()
-                mesh = backend.mesh(record, free)
-            seed = torch.zeros_like(mesh)
-            seed[: len(found.mesh)] = found.mesh  # a solve that failed at once has no boundary but the first
-            (t_gradient,) = torch.autograd.grad(mesh, free, seed)
-        if ctx.needs_input_grad[2] and found.times is not None:
-            times_gradient = found.times.to(times)
-        gradients = [t_gradient, times_gradient, found.y0, *found.arguments, *parameters]
+        cotangents = _single(grad_outputs[0], evaluation.record)
+        time_gradient = any(ctx.needs_input_grad[1:3])
+        gradients, mesh = _gradients(evaluation, cotangents, t, times, time_gradient)
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = _refuse_second((cotangents, t, times, y0, *evaluation.inputs), gradients, record)
+            first = _First(evaluation, time_gradient, [g is not None for g in gradients], mesh)
+            present = [g for g in gradients if g is not None]
+            gradients = first.filled(_Gradient.apply(first, present, grad_outputs[0], t, times, y0, *evaluation.inputs))  # type: ignore[no-untyped-call]
         kept = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[1:], strict=True)]
         return (None, *kept)
 
 
-def _check_finite(gradient: Tensor, record: Record) -> None:
+def _single(cotangents: Tensor, record: Record) -> Tensor:
+    """``cotangents`` without their history, if they are not many at once."""
+    try:
+        if not active():
+            return cotangents.detach()
+    except RuntimeError as error:  # the older vmap inside torch.autograd.grad, which nothing else gives away
+        if "atching rule" not in str(error):
+            raise
+    raise GradientError(
+        explain(
+            f"the backward pass of {record.request.sensealg.name} was vmapped (is_grads_batched=True, vectorize=True)",
+            "one cotangent at a time",
+            "drop that option, or use sensealg=DirectAdjoint()",
+        )
+    )
+
+
+def _gradients(
+    evaluation: Evaluation, cotangents: Tensor, t: Tensor, times: Tensor, time_gradient: bool
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Gradients of ``<values, cotangents>`` with respect to ``(t, times, y0, *inputs)``, and to the step boundaries."""
+    backend, record = evaluation.backend, evaluation.record
+    dependencies = record.request.dependencies
+    assert dependencies is not None
+    reached = [id(x) in dependencies.reached for x in dependencies.parameters]
+    _check_unchanged(evaluation, [True] * len(dependencies.arguments) + reached)
+    with torch.no_grad(), record.request.problem.autocast():
+        found = _pulled_back(evaluation, cotangents, time_gradient)
+        parameters = dependencies.owed_gradients(found.parameters)
+        _check_unchanged(evaluation, [g is not None for g in (*found.arguments, *found.parameters)])
+        _check_finite(found.y0, record)
+    t_gradient = times_gradient = None
+    if found.mesh is not None:
+        t_gradient = _Moving(backend, record, t).pulled_back(found.mesh)
+    if found.times is not None:
+        times_gradient = found.times.to(times)
+    return [t_gradient, times_gradient, found.y0, *found.arguments, *parameters], found.mesh
+
+
+class _Moving:
+    """The step boundaries that depend on ``t``, as a function of it: ``M`` is its Jacobian."""
+
+    def __init__(self, backend: Backend, record: Record, t: Tensor) -> None:
+        with torch.enable_grad():
+            self.t = t.detach().requires_grad_()
+            self.mesh = backend.mesh(record, self.t)
+
+    def pulled_back(self, gradient: Tensor) -> Tensor:
+        """``M^T gradient``."""
+        (found,) = torch.autograd.grad(self.mesh, self.t, self._full(gradient), retain_graph=True)
+        return found
+
+    def along(self, direction: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """``M direction``, and the gradient of ``<M direction, gradient>`` with respect to ``t``."""
+        with torch.enable_grad():
+            seed = self._full(gradient).requires_grad_()
+            (pulled,) = torch.autograd.grad(self.mesh, self.t, seed, create_graph=True)
+            product = torch.dot(pulled, direction)
+            tangent, curvature = torch.autograd.grad(
+                product, [seed, self.t], allow_unused=True, materialize_grads=True, retain_graph=True
+            )
+        return tangent[: len(gradient)], curvature
+
+    def _full(self, gradient: Tensor) -> Tensor:
+        seed = torch.zeros_like(self.mesh)
+        seed[: len(gradient)] = gradient  # a solve that failed at once has no boundary but the first
+        return seed
+
+
+def _check_finite(gradient: Tensor, record: Record, what: str = "gradient") -> None:
     if not bool(torch.isfinite(gradient).all()):
         raise GradientError(
             explain(
-                f"the gradient with respect to y0 under {record.request.sensealg.name} is not finite",
+                f"the {what} with respect to y0 under {record.request.sensealg.name} is not finite",
                 "finite gradients",
                 "check the loss for a NaN, and f's derivatives for a singularity (sqrt or norm at 0, log, division)",
             )
@@ -137,26 +191,143 @@ def _check_unchanged(evaluation: Evaluation, counts: list[bool]) -> None:
             )
 
 
-class _Once(torch.autograd.Function):
-    """Passes gradients on, refusing to be differentiated with respect to what they depend on."""
+class _First:
+    """A gradient that may be differentiated again: where it came from, and which of its parts there are.
+
+    ``mesh`` is its part of the step boundaries that depend on ``t``.
+    """
+
+    def __init__(self, evaluation: Evaluation, time_gradient: bool, has: list[bool], mesh: Tensor | None) -> None:
+        self.evaluation, self.time_gradient, self.has, self.mesh = evaluation, time_gradient, has, mesh
+
+    def filled(self, present: Iterable[Tensor | None]) -> list[Tensor | None]:
+        """All parts, from those that there are."""
+        remaining = iter(present)
+        return [next(remaining) if has else None for has in self.has]
+
+    def differentiated(
+        self, saved: Sequence[Tensor], directions: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """``<gradient, directions>`` differentiated with respect to the cotangents and to ``(t, times, y0, *inputs)``;
+        ``saved``: cotangents, t and times."""
+        evaluation = self.evaluation
+        backend, record = evaluation.backend, evaluation.record
+        dependencies = record.request.dependencies
+        assert dependencies is not None
+        cotangents, t, times = saved
+        _check_unchanged(evaluation, self.has[3:])
+        along_t, along_times, along_y0, *along_inputs = self.filled(directions)
+        count = len(dependencies.arguments)
+        moving = along_mesh = curvature = None
+        if self.mesh is not None:
+            moving = _Moving(backend, record, t)
+            if along_t is not None:
+                along_mesh, curvature = moving.along(along_t, self.mesh)
+        along = Gradients(
+            y0=torch.zeros_like(cotangents[0]) if along_y0 is None else along_y0,
+            mesh=along_mesh,
+            times=None if along_times is None else along_times.detach().to("cpu", torch.float64),
+            arguments=along_inputs[:count],
+            parameters=along_inputs[count:],
+        )
+        query = Query(evaluation.times, evaluation.derivative, evaluation.own_times, self.time_gradient)
+        with torch.no_grad(), record.request.problem.autocast():
+            found = backend.pull_back_tangent(record, query, cotangents.detach(), along)
+        if found is None:
+            raise GradientError(
+                explain(
+                    f"a gradient computed by {record.request.sensealg.name} was differentiated again",
+                    "one differentiation",
+                    "use sensealg=CheckpointedAdjoint() with a Runge-Kutta algorithm, or sensealg=DirectAdjoint()",
+                )
+            )
+        second, tangents = found
+        assert second.y0 is not None
+        _check_finite(second.y0, record, "second derivative")
+        t_part = None
+        if moving is not None and second.mesh is not None:
+            t_part = moving.pulled_back(second.mesh)
+            t_part = t_part if curvature is None else t_part + curvature
+        times_part = None if second.times is None else second.times.to(times)
+        parts = [t_part, times_part, second.y0, *second.arguments, *second.parameters]
+        return tangents, [part if has else None for part, has in zip(parts, self.has, strict=True)]
+
+
+class _Gradient(torch.autograd.Function):
+    """A gradient, as a function of the cotangents and of what the solve depends on."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, first: _First, present: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.first = first
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:4])
+        return tuple(g.clone() for g in present)
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        first: _First = ctx.first
+        cotangents, t, times, y0 = ctx.saved_tensors
+        inputs = (cotangents, t, times, y0, *first.evaluation.inputs)
+        parts: tuple[Tensor | None, ...] = _Second.apply(first, inputs[:3], *directions)  # type: ignore[no-untyped-call]
+        return (None, None, *_final(parts, inputs, first.evaluation.record))
+
+
+class _Second(torch.autograd.Function):
+    """The derivatives of ``<gradient, directions>``: linear in the directions, and differentiable in them alone.
+
+    torch.autograd.functional.hvp asks for that: it differentiates a vector-Hessian product by its vector.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: _First, saved: Sequence[Tensor], *directions: Tensor | None) -> tuple[Any, ...]:
+        ctx.first, ctx.saved = first, saved
+        ctx.set_materialize_grads(False)
+        tangents, parts = first.differentiated(saved, directions)
+        return (tangents, *parts)
+
+    @staticmethod
+    def backward(ctx: Any, along_cotangents: Tensor | None, *along: Tensor | None) -> tuple[Tensor | None, ...]:
+        first: _First = ctx.first
+        cotangents, t, times = ctx.saved
+        evaluation = first.evaluation
+        # The second derivative is symmetric, and linear in the cotangents.
+        directions = [g for g, has in zip(along, first.has, strict=True) if has]
+        _, parts = first.differentiated(ctx.saved, [None if g is None else g.detach() for g in directions])
+        if along_cotangents is not None:
+            gradients, _ = _gradients(evaluation, along_cotangents.detach(), t, times, first.time_gradient)
+            parts = [_added(part, g) for part, g in zip(parts, gradients, strict=True)]
+        present = [part for part, has in zip(parts, first.has, strict=True) if has]
+        present = [part if need else None for part, need in zip(present, ctx.needs_input_grad[2:], strict=True)]
+        needed = [x for x in (cotangents, t, times, along_cotangents, *along, *evaluation.inputs) if x is not None]
+        return (None, None, *_final(present, needed, evaluation.record))
+
+
+def _added(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    return x if y is None else y if x is None else x + y
+
+
+class _Refused(torch.autograd.Function):
+    """Zero, as a function of tensors by which it refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, *tensors: Tensor) -> Tensor:
         ctx.name = name
-        return tuple(g.clone() for g in tensors[count:])
+        return torch.zeros((), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         raise GradientError(
             explain(
-                f"a gradient computed by {ctx.name} was differentiated again",
-                "one differentiation",
-                "use sensealg=DirectAdjoint() for double backward",
+                f"a second derivative computed by {ctx.name} was differentiated again",
+                "two differentiations",
+                "use sensealg=DirectAdjoint() for third derivatives",
             )
         )
 
 
-def _refuse_second(inputs: tuple[Tensor, ...], gradients: list[Tensor | None], record: Record) -> list[Tensor | None]:
-    present = [g for g in gradients if g is not None]
-    marked = iter(_Once.apply(record.request.sensealg.name, len(inputs), *inputs, *present))  # type: ignore[no-untyped-call]
-    return [None if g is None else next(marked) for g in gradients]
+def _final(parts: Iterable[Tensor | None], inputs: Sequence[Tensor], record: Record) -> list[Tensor | None]:
+    """``parts``, refusing to be differentiated by ``inputs``."""
+    if not torch.is_grad_enabled():
+        return list(parts)
+    zero = _Refused.apply(record.request.sensealg.name, *inputs)  # type: ignore[no-untyped-call]
+    return [None if part is None else part + zero.to(part) for part in parts]

@@ -124,6 +124,12 @@ class Backend(Protocol):
         """Gradients from cotangents (m, n) of what ``query`` asked of the solve."""
         ...
 
+    def pull_back_tangent(
+        self, record: Any, query: Query, cotangents: Tensor, directions: Gradients
+    ) -> tuple[Gradients, Tensor] | None:
+        """The gradient of ``<pull_back(record, query, cotangents), directions>`` with respect to what the solve depends
+        on, and to the cotangents (m, n); None where second derivatives are not offered."""
+
     def mesh(self, record: Any, t: Tensor) -> Tensor:
         """The step boundaries that depend on ``t``, as a differentiable function of it."""
         ...

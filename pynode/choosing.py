@@ -1,6 +1,6 @@
 """Which sensitivity algorithm a solve gets that does not name one. All the rules stand here.
 
-1. Inside a transform of ``torch.func``: ``DirectAdjoint``, the one that torch can transform.
+1. Inside a transform of ``torch.func`` or a dual level: ``DirectAdjoint``, the one that torch can transform.
 2. While ``STEPS`` states fit into a quarter of the device's free memory: ``CheckpointedAdjoint()``, exact, with one
    state kept for every step.
 3. Otherwise, with an algorithm that can be run backward step by step: ``ReversibleAdjoint()``, in constant memory.
@@ -19,7 +19,7 @@ import os
 
 import torch
 
-from pynode.algorithms import Algorithm
+from pynode.algorithms import Algorithm, Reversible
 from pynode.problem import ODEProblem
 from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, ReversibleAdjoint, SensitivityAlgorithm
 
@@ -39,7 +39,6 @@ def choose(
     ----------
     problem : ODEProblem
     algorithm : Algorithm
-        Reversible ones say so in an attribute ``reversible``.
     transformed : bool
         A transform of ``torch.func`` is active.
     compiled : bool
@@ -53,7 +52,7 @@ def choose(
     free = free_memory(problem.layout.device)
     if free is None or wanted <= free // 4:
         return CheckpointedAdjoint()
-    if getattr(algorithm, "reversible", False) and not compiled:
+    if isinstance(algorithm, Reversible) and not compiled:
         return ReversibleAdjoint()
     return CheckpointedAdjoint(max_memory=max(free // 4, 1))
 

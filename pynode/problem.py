@@ -15,6 +15,7 @@ from pynode.errors import FieldError, InputError, explain
 from pynode.layout import Layout, leaves_of, rebuild
 from pynode.running_cost import Costed, CostedLayout, zero_cost
 from pynode.solution import Counts
+from pynode.transforms import numbers
 
 
 class Field:
@@ -243,7 +244,7 @@ def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:
                 "flatten it, or give the start and end times",
             )
         )
-    times: list[float] = t.detach().tolist()
+    times = numbers(name, t)
     steps = [b - a for a, b in itertools.pairwise(times)]
     if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         at = next((i for i, s in enumerate(steps) if not s * (steps[0] or 1.0) > 0), 0)

@@ -31,8 +31,10 @@ class SensitivityAlgorithm:
 class DirectAdjoint(SensitivityAlgorithm):
     """Automatic differentiation through the accepted steps of the solver, on torch's own tape.
 
-    The step-size search is not differentiated. Memory grows with the number of evaluations. The only sensitivity
-    algorithm that can be differentiated again (``create_graph=True``).
+    The step-size search is not differentiated. Memory grows with the number of evaluations. Can be differentiated any
+    number of times, and is what ``torch.func`` transforms (``grad``, ``jvp``, ``vmap``, ...) and dual numbers of
+    ``torch.autograd.forward_ad`` pass through. Under ``vmap`` all samples are solved in common steps, each of which
+    meets the tolerance of every sample.
     """
 
 
@@ -43,6 +45,10 @@ class CheckpointedAdjoint(SensitivityAlgorithm):
     The gradient equals ``DirectAdjoint``'s up to rounding. Memory: one state per step, or a bound on the states kept,
     honoured by online binomial checkpointing: the number of steps need not be known, and what was dropped is
     recomputed as seldom as the bound allows.
+
+    The gradient can be differentiated once more (``create_graph=True``, Hessian-vector products): exact second
+    derivatives of the steps that were taken, by a forward and a reverse sweep over them, in the memory of one tangent
+    for each state kept.
 
     Parameters
     ----------

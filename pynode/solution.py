@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, explain
+from pynode.transforms import any_true, number
 
 if TYPE_CHECKING:
     from pynode.algorithms import Algorithm
@@ -174,10 +175,10 @@ class Solution:
         # The end of the span may have been rounded to the dtype of ``times``.
         inside = times.detach().double().clamp(low, high)
         slack = torch.finfo(times.dtype).eps * max(abs(low), abs(high))
-        if not bool(((times.detach() - inside).abs() <= slack).all()):
+        if any_true(((times.detach() - inside).abs() <= slack).logical_not()):
             raise InputError(
                 explain(
-                    f"sol(t) got times from {times.min().item():.9g} to {times.max().item():.9g}",
+                    f"sol(t) got times from {-number(-times.min()):.9g} to {number(times.max()):.9g}",
                     f"times within the integrated span [{low:.9g}, {high:.9g}]",
                     "solve over a longer span; a Solution does not extrapolate",
                 )

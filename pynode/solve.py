@@ -28,6 +28,17 @@ from pynode.sensealg import (
     as_sensealg,
 )
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
+from pynode.transforms import (
+    any_true,
+    check_common,
+    moves,
+    number,
+    numbers,
+    refuse_queries,
+    refuse_tangents,
+    refuse_transform,
+    transformed,
+)
 
 Times = Tensor | Sequence[float]
 
@@ -83,8 +94,9 @@ def solve(
     sensealg : SensitivityAlgorithm, optional
         How gradients are obtained. By default ``CheckpointedAdjoint()``, exact for the steps that were taken; where
         1000 states would not fit into a quarter of the device's free memory, ``ReversibleAdjoint()`` for reversible
-        algorithms and otherwise ``CheckpointedAdjoint(max_memory=...)`` (see :mod:`pynode.choosing`; stiffness has no
-        rule, as there are no implicit methods yet). ``sol.sensealg`` tells what was chosen.
+        algorithms and otherwise ``CheckpointedAdjoint(max_memory=...)``; ``DirectAdjoint()`` inside a ``torch.func``
+        transform or a ``torch.autograd.forward_ad.dual_level`` (see :mod:`pynode.choosing`; stiffness has no rule, as
+        there are no implicit methods yet). ``sol.sensealg`` tells what was chosen.
     backend : str
         Who integrates; ``"torch"``.
     saveat : SaveAt, 1-D tensor or sequence of float, optional
@@ -143,15 +155,17 @@ def solve(
     SolveError
         If the solve does not reach the final time and ``throw`` is true.
     UnsupportedError
-        If the backend lacks the algorithm or the sensitivity algorithm.
+        If the backend lacks the algorithm or the sensitivity algorithm, or if times or tolerances differ between the
+        samples of a ``vmap``.
     """
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
     algorithm = as_algorithm(algorithm)
     engine = backend_from_name(backend)
+    functional = transformed()
     if sensealg is None:
-        # choose(transformed=...) is where to say that a transform of torch.func is active.
-        sensealg = choose(problem, algorithm, compiled=bool(compile))
+        sensealg = choose(problem, algorithm, transformed=functional, compiled=bool(compile))
     sensealg = as_sensealg(sensealg)
+    refuse_transform(sensealg)
     missing = engine.supports(algorithm, sensealg)
     if missing is not None:
         raise UnsupportedError(
@@ -168,7 +182,7 @@ def solve(
         raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
     if (
         compile
-        and torch.is_grad_enabled()
+        and (torch.is_grad_enabled() or functional)
         and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
     ):
         raise UnsupportedError(
@@ -193,20 +207,24 @@ def solve(
     start, end = problem.times[0], problem.times[-1]
     jump = math.copysign(math.inf, end - start) if start in jumps or getattr(algorithm, "perturb", False) else 0.0
     dependencies = None
-    differentiable = torch.is_grad_enabled()
+    # Transforms follow what runs under no_grad too, and need functional operations.
+    differentiable = torch.is_grad_enabled() or functional
     # Torch's tape finds by itself what a direct solve depends on.
     if differentiable and not isinstance(sensealg, DirectAdjoint):
         with problem.autocast():
             dependencies = Dependencies(problem, stats.forward, params, allow_unused, jump)
         inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
         differentiable = any(x.requires_grad for x in inputs)
+        if functional:
+            field = problem.field(stats.forward)  # what it captured may be dual too
+            refuse_tangents([*inputs, field(field.time(problem.times[0]), problem.y0)], sensealg)
     request = Request(
         problem=problem,
         algorithm=algorithm,
         sensealg=sensealg,
         dependencies=dependencies,
         differentiable=differentiable,
-        time_gradient=differentiable and (problem.t.requires_grad or times_tensor.requires_grad),
+        time_gradient=differentiable and (moves(problem.t) or moves(times_tensor)),
         rtol=rtol,
         atol=atol,
         norm=norm,
@@ -278,7 +296,9 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
 
     def evaluate(at: Tensor, derivative: bool) -> Any:
         flat_times = at.reshape(-1)
-        floats = flat_times.detach().tolist()
+        if not taped:
+            refuse_queries(at)
+        floats = numbers("sol(t)'s t", flat_times)
         wants_gradient = request.differentiable and torch.is_grad_enabled()
         with problem.autocast():
             values = engine.evaluate(record, floats, flat_times, derivative)
@@ -348,7 +368,7 @@ def _save_times(problem: ODEProblem, saveat: SaveAt | Times | None) -> tuple[Sav
 
 
 def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    listed = values.detach().reshape(-1).tolist() if isinstance(values, Tensor) else [float(x) for x in values]
+    listed = numbers(name, values.reshape(-1)) if isinstance(values, Tensor) else [float(x) for x in values]
     if not all(math.isfinite(x) for x in listed):
         raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
     return tuple(listed)
@@ -366,7 +386,8 @@ def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | T
                         "give one number",
                     )
                 )
-            low, high = value.min().item(), value.max().item()
+            check_common(name, value)
+            low, high = -number(-value.min()), number(value.max())
         else:
             low = high = value
             if not isinstance(value, int | float):
@@ -376,13 +397,13 @@ def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | T
         if not (low >= 0 and high < math.inf):
             raise InputError(explain(f"{name} = {low}", "a finite number >= 0", f"give a positive {name} such as 1e-6"))
     # Scalars pay nothing for this check unless rtol is below the unit roundoff.
-    least = rtol.min().item() if isinstance(rtol, Tensor) else rtol
+    least = number(rtol.min()) if isinstance(rtol, Tensor) else rtol
     unit = torch.finfo(problem.layout.dtype).eps / 2
     if least >= unit:
         return
     size = problem.y0.detach()[: problem.state_layout.size].abs()
     tolerance = size * rtol + atol
-    if bool((tolerance < unit * size).any()) or bool((tolerance == 0).any()):
+    if any_true(tolerance < unit * size) or any_true(tolerance == 0):
         wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"
         raise InputError(
             explain(

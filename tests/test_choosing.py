@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
@@ -11,15 +9,6 @@ import pynode
 from pynode import CheckpointedAdjoint, DirectAdjoint, ReversibleAdjoint, Tsit5, choosing
 from pynode.choosing import STEPS, choose
 from pynode.problem import ODEProblem
-
-
-@dataclass(frozen=True)
-class Backwards(pynode.Algorithm):
-    """Stands for a reversible algorithm: one that says so."""
-
-    @property
-    def reversible(self) -> bool:
-        return True
 
 
 def problem(size: int, dtype: torch.dtype = torch.float64) -> ODEProblem:
@@ -42,7 +31,7 @@ def test_a_small_state_never_looks_at_the_memory(monkeypatch) -> None:
 
     monkeypatch.setattr(choosing, "free_memory", refuse)
     assert choose(problem(BIG - 1), Tsit5()) == CheckpointedAdjoint()
-    assert choose(problem(2), Backwards()) == CheckpointedAdjoint()
+    assert choose(problem(2), pynode.ReversibleHeun()) == CheckpointedAdjoint()
     assert choose(problem(BIG, torch.float32), Tsit5()) == CheckpointedAdjoint()
     with pytest.raises(AssertionError, match="looked at"):
         choose(problem(BIG), Tsit5())
@@ -51,15 +40,15 @@ def test_a_small_state_never_looks_at_the_memory(monkeypatch) -> None:
 def test_a_large_state_that_fits(free) -> None:
     free(4 * STEPS * BIG * 8)
     assert choose(problem(BIG), Tsit5()) == CheckpointedAdjoint()
-    assert choose(problem(BIG), Backwards()) == CheckpointedAdjoint()
+    assert choose(problem(BIG), pynode.ReversibleHeun()) == CheckpointedAdjoint()
 
 
 def test_a_large_state_that_does_not_fit(free) -> None:
     amount = 4 * STEPS * BIG * 8 - 4
     free(amount)
     assert choose(problem(BIG), Tsit5()) == CheckpointedAdjoint(max_memory=amount // 4)
-    assert choose(problem(BIG), Backwards()) == ReversibleAdjoint()
-    assert choose(problem(BIG), Backwards(), compiled=True) == CheckpointedAdjoint(max_memory=amount // 4)
+    assert choose(problem(BIG), pynode.ReversibleHeun()) == ReversibleAdjoint()
+    assert choose(problem(BIG), pynode.ReversibleHeun(), compiled=True) == CheckpointedAdjoint(max_memory=amount // 4)
     free(0)
     assert choose(problem(BIG), Tsit5()) == CheckpointedAdjoint(max_memory=1)
 
@@ -71,7 +60,7 @@ def test_where_the_machine_does_not_tell(free) -> None:
 
 def test_under_a_transform(free) -> None:
     free(0)
-    assert choose(problem(BIG), Backwards(), transformed=True) == DirectAdjoint()
+    assert choose(problem(BIG), pynode.ReversibleHeun(), transformed=True) == DirectAdjoint()
 
 
 def test_free_memory_of_this_machine() -> None:

@@ -21,6 +21,7 @@ from pynode.native.adjoints import (
     interpolating,
     quadrature,
     reversible,
+    second_order,
 )
 from pynode.native.adjoints.backward import Against
 from pynode.native.checkpoints import Binomial, EveryStep, Thinned
@@ -48,6 +49,7 @@ from pynode.sensealg import (
     SensitivityAlgorithm,
 )
 from pynode.solution import ReturnCode
+from pynode.transforms import moves, numbers, transformed
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
     CheckpointedAdjoint: checkpointed.pull_back,
@@ -86,8 +88,10 @@ class NativeRecord:
         """A stepper that records nothing."""
         return self._make(algorithm or self.request.algorithm, field, taped=False)
 
-    def taped_stepper(self, field: Field) -> Stepper:
-        """A stepper autograd can record."""
+    def taped_stepper(self, field: Field, compiled: bool = True) -> Stepper:
+        """A stepper autograd can record; never a compiled one if not ``compiled``."""
+        if not compiled:
+            return TapedRungeKutta(_tableau(self.request.algorithm), field)
         return self._make(self.request.algorithm, field, taped=True)
 
     def _make(self, algorithm: Algorithm, field: Field, taped: bool) -> Stepper:
@@ -149,6 +153,18 @@ class NativeRecord:
         if not self._is_last(self.trajectory.steps):  # a solve that failed ended at a time of its own
             ends[1] = 0.0
         return ends
+
+    def along_boundaries(self, direction: Tensor) -> Tensor:
+        """The transpose of :meth:`free_boundaries`: a direction of all boundaries from one of those that depend on
+        ``t``."""
+        direction = direction.detach().to("cpu", torch.float64)
+        if not self.request.algorithm.adaptive:
+            return direction
+        along = torch.zeros(self.trajectory.steps + 1, dtype=torch.float64)
+        along[0] = direction[0]
+        if self._is_last(self.trajectory.steps):
+            along[-1] = direction[1]
+        return along
 
     def anchors(self, times: list[float]) -> Tensor:
         """States (m, n) at ``times``."""
@@ -256,7 +272,7 @@ class NativeBackend:
         tensor = None
         if taped and request.time_gradient:
             clock, tensor = self._clock(request, mesh), request.times_tensor
-        with torch.set_grad_enabled(taped):
+        with torch.set_grad_enabled(taped and torch.is_grad_enabled()):
             # A copy, as the dense output must survive whatever happens to the user's tensor.
             y0 = (problem.y0 if taped else problem.y0.detach()).clone()
             field = problem.field(request.stats.forward)
@@ -289,7 +305,7 @@ class NativeBackend:
                 outcome = integrate_fixed(
                     stepper,
                     y0,
-                    mesh.tolist(),
+                    numbers("t", mesh),
                     recorder,
                     request.stats.forward,
                     max_steps=request.max_steps,
@@ -330,6 +346,16 @@ class NativeBackend:
     def pull_back(self, record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
         return _PULL_BACKS[type(record.request.sensealg)](record, query, cotangents)
 
+    def pull_back_tangent(
+        self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
+    ) -> tuple[Gradients, Tensor] | None:
+        # What a reversible method carries beside the state has no tangents there.
+        if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
+            record.request.algorithm, Reversible
+        ):
+            return None
+        return second_order.pull_back_tangent(record, query, cotangents, directions)
+
     def mesh(self, record: NativeRecord, t: Tensor) -> Tensor:
         return t.double()[[0, -1]] if record.request.algorithm.adaptive else self._mesh(record.request, t)
 
@@ -363,7 +389,7 @@ class NativeBackend:
     def _clock(request: Request, mesh: Tensor | None) -> Callable[[float], Any]:
         """Boundaries that depend on ``t`` as tensors, all others as they are."""
         ends = request.problem.t.double()[[0, -1]] if mesh is None else mesh
-        table = dict(zip(ends.tolist(), ends.unbind(), strict=True))
+        table = dict(zip(numbers("t", ends), ends.unbind(), strict=True))
         return lambda t: table.get(t, t)
 
 
@@ -405,8 +431,8 @@ def evaluate(
                 "solve with saveat=SaveAt(dense=True), or put the times into t",
             )
         )
-    taped = record.taped and torch.is_grad_enabled()
-    with torch.set_grad_enabled(taped):
+    taped = record.taped and (torch.is_grad_enabled() or transformed())
+    with torch.set_grad_enabled(taped and torch.is_grad_enabled()):
         field, y0 = request.problem.field(request.stats.forward), request.problem.y0
         if whole and record.columns is not None:
             field, y0 = record.columns.field(request.stats.backward), record.columns.start(y0)
@@ -421,7 +447,7 @@ def evaluate(
         if taped and request.time_gradient:
             mesh = None if request.algorithm.adaptive else NativeBackend._mesh(request, request.problem.t)
             clock = NativeBackend._clock(request, mesh)
-        differentiable_times = taped and times_tensor is not None and times_tensor.requires_grad
+        differentiable_times = taped and times_tensor is not None and moves(times_tensor)
         for n, y, carried in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             if record.columns is not None and not whole:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.transforms import active, number
+
 Tolerance = float | Tensor
 Norm = Callable[[Any], Any]
 
@@ -40,6 +42,8 @@ class ErrorNorm:
         self._as_tensors: tuple[Tensor, Tensor] | None = None
         self._norm, self._unpack = norm, unpack
         self._part = part
+        # Inside torch.func transforms: the largest norm of all samples. Asked once, as the norm itself is hot.
+        self._joint = active()
         self._floor = False
         self._start: Tensor | None = None
         self._end: Tensor | None = None
@@ -65,15 +69,34 @@ class ErrorNorm:
         assert self._scale is not None
         ratio = self._take(error) / self._scale
         if self._norm is None:
-            square = torch.dot(ratio, ratio).item()
-            if square == math.inf:
+            square = torch.dot(ratio, ratio)
+            size = number(square) if self._joint else square.item()
+            if size == math.inf:
                 return abs(factor) * _large_rms(ratio)
-            return abs(factor) * math.sqrt(square / ratio.numel())
+            return abs(factor) * math.sqrt(size / ratio.numel())
         ratio = ratio * factor
-        return float(self._norm(ratio if self._unpack is None else self._unpack(ratio)))
+        return number(self._norm(ratio if self._unpack is None else self._unpack(ratio)))
+
+    def blended(self, high: Tensor, low: Tensor, factor: float) -> float:
+        """The norm where an algorithm has two error estimators: DOP853's blend (Hairer, Norsett and Wanner 1993,
+        section II.10)."""
+        if self._joint:
+            # Of each sample first: the blend of the largest norms is not the largest blend.
+            each, coarse = self._of_samples(high, factor), self._of_samples(low, factor)
+            blend = each * each / torch.sqrt(each * each + 0.01 * coarse * coarse)
+            return number(torch.where(each == 0.0, 0.0, blend))
+        ratio, other = self(high, factor), self(low, factor)
+        return 0.0 if ratio == 0.0 else ratio * ratio / math.sqrt(ratio * ratio + 0.01 * other * other)
+
+    def _of_samples(self, error: Tensor, factor: float) -> Tensor:
+        assert self._scale is not None
+        ratio = self._take(error) / self._scale * factor
+        if self._norm is None:
+            return torch.sqrt(torch.dot(ratio, ratio) / ratio.numel())
+        return torch.as_tensor(self._norm(ratio if self._unpack is None else self._unpack(ratio)))
 
     def _take(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
+        if x.requires_grad or self._joint:
             x = x.detach()
         return x if self._part is None else x[self._part]
 
@@ -81,7 +104,7 @@ class ErrorNorm:
         if self._as_tensors is None:  # tensor operands are much cheaper than numbers in a small operation
             rtol, atol = (_operand(x, size) for x in (self._rtol, self._atol))
             self._as_tensors = rtol, atol
-            least = self._atol.min().item() if isinstance(self._atol, Tensor) else self._atol
+            least = number(self._atol.min()) if isinstance(self._atol, Tensor) else self._atol
             self._floor = least < torch.finfo(size.dtype).tiny
         rtol, atol = self._as_tensors
         scale = torch.addcmul(atol, size, rtol)
@@ -103,8 +126,8 @@ def _number(x: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _large_rms(ratio: Tensor) -> float:
     """Root mean square of numbers whose squares overflow."""
-    largest = ratio.abs().max()
-    if not bool(torch.isfinite(largest)):
+    largest = number(ratio.abs().max())
+    if not math.isfinite(largest):
         return math.inf
     scaled = ratio / largest
-    return largest.item() * math.sqrt(torch.dot(scaled, scaled).item() / ratio.numel())
+    return largest * math.sqrt(number(torch.dot(scaled, scaled)) / ratio.numel())

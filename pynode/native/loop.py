@@ -15,6 +15,7 @@ from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.stepper import Stepper
 from pynode.solution import Counts, ReturnCode
+from pynode.transforms import finite
 
 Clock = Callable[[float], Any]
 
@@ -100,7 +101,7 @@ def integrate_fixed(
         return towards if perturb or t in jumps else 0.0
 
     stepper.begin(mesh[0] if clock is None else clock(mesh[0]), y, derivative, edge(mesh[0], ahead))
-    if not _finite(stepper.derivative()):
+    if not finite(stepper.derivative()):
         return Outcome(ReturnCode.InitialFailure, mesh[0], y, "f(t0, y0) has a NaN or an infinity")
     last, y0 = len(mesh) - 2, y
     for i in range(last + 1):
@@ -118,7 +119,7 @@ def integrate_fixed(
                 stepper.begin(end, y, jump=ahead)
             else:
                 stepper.advance(end, y)
-    if _finite(y):
+    if finite(y):
         return Outcome(ReturnCode.Success, mesh[-1], y)
     return _first_failure(stepper, y0, mesh, edge)
 
@@ -135,7 +136,7 @@ def _first_failure(
             else:
                 stepper.advance(t, y)
             y1 = stepper.attempt(t, t1 - t, y, edge(t1, -ahead), t1)
-            if not _finite(y1):
+            if not finite(y1):
                 return Outcome(ReturnCode.Unstable, t, y, f"the step from there to t = {t1:.9g} is not finite")
             y = y1
     return Outcome(ReturnCode.Unstable, mesh[-1], y, "the final state was not finite, but is when computed again")
@@ -171,7 +172,7 @@ def integrate_adaptive(
     target = stops.pop(0)
     jumps = stepping.jumps
     stepper.begin(t if clock is None else clock(t), y, derivative, ahead if t in jumps else 0.0)
-    if not _finite(stepper.derivative()):
+    if not finite(stepper.derivative()):
         return Outcome(ReturnCode.InitialFailure, t, y, "f(t0, y0) has a NaN or an infinity")
     norm.start(y)
     size = stepping.dt0 if stepping.dt0 is not None else initial_step(stepper, norm, t, y, abs(t_end - t) * sign)
@@ -223,7 +224,7 @@ def integrate_adaptive(
         t, y = t1, y1
         if t == target:
             if not stops:
-                if not _finite(y):
+                if not finite(y):
                     return Outcome(ReturnCode.Unstable, t, y, "the final state is not finite")
                 return Outcome(ReturnCode.Success, t, y, size=size)
             target = stops.pop(0)
@@ -262,7 +263,7 @@ def _too_small(
     stepper: Stepper, t: float, y: Tensor, size: float, floor: float, ratio: float, stepping: Stepping
 ) -> Outcome:
     if not math.isfinite(ratio):
-        where = "f is finite there, but not just ahead" if _finite(stepper.derivative()) else "f is not finite there"
+        where = "f is finite there, but not just ahead" if finite(stepper.derivative()) else "f is not finite there"
         return Outcome(ReturnCode.Unstable, t, y, where)
     limit = f"dtmin = {floor:.3g}" if stepping.dtmin else f"the spacing of float64 times, {floor:.3g}"
     return Outcome(
@@ -271,7 +272,3 @@ def _too_small(
         y,
         f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance",
     )
-
-
-def _finite(x: Tensor) -> bool:
-    return math.isfinite(x.detach().sum(dtype=torch.float64).item()) or bool(torch.isfinite(x).all())

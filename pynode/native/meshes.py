@@ -10,6 +10,7 @@ from torch import Tensor
 from pynode.algorithms import FixedStep
 from pynode.errors import InputError, explain
 from pynode.problem import check_times
+from pynode.transforms import number
 
 _LIMIT = 100_000_000  # boundaries of one mesh: 0.8 GB
 
@@ -26,7 +27,7 @@ def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
     start, end = t[0], t[-1]
     if algorithm.mesh is not None:
         given, boundaries = check_times(f"{algorithm.name}(mesh=...)(t)", algorithm.mesh(t))
-        ends = [start.item(), end.item()]
+        ends = [number(start), number(end)]
         # The boundaries may have been computed in float32.
         slack = 1e-6 * max(abs(ends[0]), abs(ends[1]), abs(ends[1] - ends[0]))
         if len(boundaries) < 2 or abs(boundaries[0] - ends[0]) > slack or abs(boundaries[-1] - ends[1]) > slack:
@@ -50,9 +51,10 @@ def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
             )
         return torch.cat([start[None], given[1:-1], end[None]])
     span = end - start
+    length = number(end) - number(start)
     if algorithm.dt is not None:
         # The sliver that rounding leaves (0.1 * 10 against 1) is no step of its own.
-        wanted = abs(span.item()) / algorithm.dt
+        wanted = abs(length) / algorithm.dt
         if wanted > _LIMIT:
             raise InputError(
                 explain(
@@ -60,7 +62,7 @@ def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
                 )
             )
         count = max(1, math.ceil(wanted * (1.0 - 1e-9)))
-        offsets = torch.arange(count, dtype=torch.float64, device=t.device) * math.copysign(algorithm.dt, span.item())
+        offsets = torch.arange(count, dtype=torch.float64, device=t.device) * math.copysign(algorithm.dt, length)
         return torch.cat([start + offsets, end[None]])
     if algorithm.steps is not None:
         if algorithm.steps > _LIMIT:

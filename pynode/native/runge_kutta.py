@@ -7,8 +7,7 @@ keep the stage derivatives of the last attempted step, from which error and dens
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece, StagePiece
+from pynode.native.error_norm import ErrorNorm
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field, nudged
-
-Measure = Callable[[Tensor, float], float]
+from pynode.transforms import number
 
 
 class _Coefficients:
@@ -78,17 +77,6 @@ def _coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) ->
     # Made under no inference mode, so that a tape may use them later.
     with torch.inference_mode(False):
         return _Coefficients(tableau, dtype, device)
-
-
-def _combined(ratios: list[float]) -> float:
-    """The step's error ratio from its estimators': DOP853's blend where there are two (Hairer, Norsett and Wanner
-    1993, section II.10)."""
-    if len(ratios) == 1:
-        return ratios[0]
-    high, low = ratios
-    if high == 0.0:
-        return 0.0
-    return high * high / math.sqrt(high * high + 0.01 * low * low)
 
 
 def _piece(k: _Coefficients, start: tuple[float, float, Tensor, float], end: float, stages: Tensor) -> Piece:
@@ -169,12 +157,12 @@ class RungeKutta:
             write(f(time, unpack(state), *args), rows[i])
         return state if self._fsal else addmv(y, prefix[-1], self.coefficients.b, alpha=h)
 
-    def error_ratio(self, measure: Measure) -> float:
+    def error_ratio(self, measure: ErrorNorm) -> float:
         """Norm of the last attempt's error estimate over its tolerance; ``measure(error, factor)`` gives the norm of
         ``factor * error``."""
         h = self._start[1]
-        ratios = [measure(torch.mv(self._prefix[-1], error), h) for error in self.coefficients.error]
-        return ratios[0] if len(ratios) == 1 else _combined(ratios)
+        errors = [torch.mv(self._prefix[-1], error) for error in self.coefficients.error]
+        return measure(errors[0], h) if len(errors) == 1 else measure.blended(errors[0], errors[1], h)
 
     def interpolate(self, thetas: Sequence[float], derivative: bool = False) -> Tensor:
         """States (or time derivatives) at fractions ``thetas`` of the last attempted step, shape (m, n)."""
@@ -243,13 +231,14 @@ class TapedRungeKutta:
         self._end = self._sum(-1)
         return self._end
 
-    def error_ratio(self, measure: Measure) -> float:
+    def error_ratio(self, measure: ErrorNorm) -> float:
         k = self.coefficients
         self._need(k.main)
         with torch.no_grad():
-            h = float(self._start[1])
+            h = number(self._start[1])
             stages = torch.stack(self._stages[: k.main]).detach().t()
-            return _combined([measure(torch.mv(stages, error), h) for error in k.error])
+            errors = [torch.mv(stages, error) for error in k.error]
+            return measure(errors[0], h) if len(errors) == 1 else measure.blended(errors[0], errors[1], h)
 
     def interpolate(self, thetas: Sequence[float] | Sequence[Tensor], derivative: bool = False) -> Tensor:
         k = self.coefficients

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from pynode.native.checkpoints import State
+from pynode.native.error_norm import ErrorNorm
 from pynode.problem import Field
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Stepper(Protocol):
         """The state at ``end``, which ``t + h`` equals only up to rounding (and which is that by default)."""
         ...
 
-    def error_ratio(self, measure: Callable[[Tensor, float], float]) -> float:
+    def error_ratio(self, measure: ErrorNorm) -> float:
         """Error of the last attempt over its tolerance; ``measure(error, factor)`` gives the norm of
         ``factor * error``."""
         ...
