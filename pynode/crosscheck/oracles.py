@@ -180,10 +180,7 @@ class _TorchDiffEqSolver:
         if self.function == "odeint_adjoint":
             options["adjoint_params"] = (*problem.arguments.tensors, *case.parameters.values())
         field = problem.field(Counts())
-        try:
-            ys = getattr(torchdiffeq, self.function)(lambda t, y: field(t.to(y), y), problem.y0, problem.t, **options)
-        except AssertionError as error:  # how it says that it gives up
-            raise SolveError(f"torchdiffeq: {error}", ReturnCode.DtLessThanMin, problem.times[0]) from error
+        ys = getattr(torchdiffeq, self.function)(lambda t, y: field(t.to(y), y), problem.y0, problem.t, **options)
         return problem.layout.unpack(ys)
 
 

@@ -26,8 +26,8 @@ class Row:
     ----------
     verdict : str
         ``agrees``; ``DISAGREES`` (wrong numbers: see ``excess``); ``refused`` (a SolveError or GradientError: the
-        combination says itself that it cannot, see ``message``); ``FAILED`` (any other exception); ``not offered``;
-        ``out of time``.
+        combination says itself that it cannot, see ``message``; any error of an oracle); ``FAILED`` (any other
+        exception); ``not offered``; ``out of time``.
     errors : dict of str to float
         Relative errors against the reference: ``solution``, and the gradients ``y0``, ``args[i]``, ``parameters`` (all
         together), ``t``.
