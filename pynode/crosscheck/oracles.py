@@ -176,7 +176,9 @@ class _TorchDiffEqSolver:
         import torchdiffeq
 
         problem = ODEProblem(case.f, y0, t, args)
-        options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "method": "dopri5"}
+        # Without a limit it would go on for ever where the adjoint's state runs away backward.
+        limit = {"max_num_steps": 10_000}
+        options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "method": "dopri5", "options": limit}
         if self.function == "odeint_adjoint":
             options["adjoint_params"] = (*problem.arguments.tensors, *case.parameters.values())
         field = problem.field(Counts())
