@@ -375,3 +375,15 @@ def test_the_default_loss_is_the_documented_one():
     one = check(sensealgs=["direct"], seed=4)
     other = check(sensealgs=["direct"], seed=4, loss=WeightedLoss(4))
     assert one.rows[0].errors == other.rows[0].errors
+
+
+def test_differences_stay_inside_the_fields_domain():
+    # From a start below -1e-5 this ends at once; differences of the usual size, 1e-4, would start there.
+    def f(t, y):
+        return torch.stack((-y[0], 0.1 - 1e9 * y[1] ** 2)) if y[1] > -1e-5 else y * math.nan
+
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    # Tolerances that see the small component.
+    report = check(f, y0, [0.0, 1e-4, 2e-4], sensealgs=["checkpointed"], rtol=1e-8, atol=1e-11)
+    assert all(x.agrees for x in report.differences)
+    assert report.ok, str(report)

@@ -102,19 +102,12 @@ def make_reference(
         ) from error
     quantities = named(case, found)
     steps = solver.steps if isinstance(solver, PynodeSolver) else 0
-    step = tolerance ** (1 / 3)
     condition = dict.fromkeys(quantities, 1.0)
     differences = []
     generator = torch.Generator().manual_seed(seed)
     for _ in range(directions):
         direction = random_direction(case, generator)
-        ends = []
-        for sign in (1.0, -1.0):
-            with displaced(case, direction, sign * step) as other:
-                there = differentiate(other, solver)
-                ends.append((float(there.loss), named(other, there)))
-            with displaced(case, direction, sign * step / 2) as other:
-                ends.append((loss_of(other, solver), {}))
+        step, ends = _ends(case, solver, direction, tolerance ** (1 / 3))
         (plus, up), (half_plus, _), (minus, down), (half_minus, _) = ends
         _update(condition, quantities, up, down, step)
         products = [
@@ -127,6 +120,35 @@ def make_reference(
         differences.append(Difference(sum(products), (4 * fine - coarse) / 3, abs(fine - coarse) + noise))
     where = f"{method} at {tolerance:.0e} in {str(case.dtype).removeprefix('torch.')}"
     return Reference(quantities, condition, steps, where, tolerance), differences
+
+
+def _ends(
+    case: Case, solver: Solver, direction: list[torch.Tensor], step: float
+) -> tuple[float, list[tuple[float, Quantities]]]:
+    """The loss displaced by plus and minus ``step`` (with all quantities) and by half of it, and the step itself.
+
+    It is shortened where the displaced problem cannot be solved: a concentration of zero may have been made negative.
+    """
+    for shortened in (step, step * 1e-2, step * 1e-4):
+        ends: list[tuple[float, Quantities]] = []
+        try:
+            for sign in (1.0, -1.0):
+                with displaced(case, direction, sign * shortened) as other:
+                    there = differentiate(other, solver)
+                    ends.append((float(there.loss), named(other, there)))
+                with displaced(case, direction, sign * shortened / 2) as other:
+                    ends.append((loss_of(other, solver), {}))
+        except SolveError as error:
+            failure = error
+        else:
+            return shortened, ends
+    raise InputError(
+        explain(
+            f"the problem displaced by {shortened:.0e} of its size in a random direction cannot be solved: {failure}",
+            "a problem that can be solved beside its own y0 and parameters, to verify its gradient",
+            "start from inside the field's domain, or try another seed",
+        )
+    ) from failure
 
 
 def _update(condition: dict[str, float], center: Quantities, up: Quantities, down: Quantities, step: float) -> None:
