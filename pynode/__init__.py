@@ -1,6 +1,6 @@
 """Neural differential equations for PyTorch: solve, differentiate, cross-check."""
 
-from pynode import nn
+from pynode import nn, problems
 from pynode.algorithms import (
     BS3,
     DP5,
@@ -22,7 +22,9 @@ from pynode.algorithms import (
     Vern9,
 )
 from pynode.controllers import IController, PIController, PIDController
+from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.recommend import Recommendation, recommend
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
     BacksolveAdjoint,
@@ -53,6 +55,7 @@ __all__ = [
     "BacksolveAdjoint",
     "CheckpointedAdjoint",
     "Counts",
+    "CrosscheckReport",
     "DirectAdjoint",
     "Euler",
     "Fehlberg2",
@@ -70,6 +73,7 @@ __all__ = [
     "PynodeError",
     "QuadratureAdjoint",
     "Ralston",
+    "Recommendation",
     "ReturnCode",
     "ReversibleAdjoint",
     "ReversibleHeun",
@@ -82,6 +86,9 @@ __all__ = [
     "UnsupportedError",
     "Vern7",
     "Vern9",
+    "crosscheck",
     "nn",
+    "problems",
+    "recommend",
     "solve",
 ]

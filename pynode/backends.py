@@ -139,6 +139,11 @@ class Backend(Protocol):
 _REGISTRY: dict[str, str] = {"torch": "pynode.native.backend"}
 
 
+def backend_names() -> tuple[str, ...]:
+    """The names of all backends."""
+    return tuple(_REGISTRY)
+
+
 def backend_from_name(name: str) -> Backend:
     """The backend called ``name``.
 

@@ -24,6 +24,9 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(
         "pynode.demo.command", "train an ODE-net and a ResNet on digits, check the gradient, draw a picture"
     ),
+    "crosscheck": Command(
+        "pynode.crosscheck.command", "compare every way to solve and differentiate a problem, built-in or your own"
+    ),
     "bench": Command("pynode.bench.__main__", "measure time, memory and gradient error against other libraries"),
 }
 

@@ -216,7 +216,7 @@ def write_idx_files(folder):
 def test_importing_pynode_imports_none_of_the_optional_packages():
     code = (
         "import sys, pynode, pynode.cli, pynode.plotting\n"
-        "print([m for m in ('rich', 'matplotlib', 'sklearn', 'scipy') if m in sys.modules])"
+        "print([m for m in ('rich', 'matplotlib', 'sklearn', 'scipy', 'torchdiffeq', 'jax') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-import pynode
+from pynode.problems import Perceptron, initialise, spiral_start
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,6 @@ class Case:
         )
 
 
-class Perceptron(nn.Module):
-    """``dy/dt = net(y ** power)``, a tanh network of the given widths."""
-
-    def __init__(self, widths: tuple[int, ...], power: int = 1) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inner, outer in itertools.pairwise(widths):
-            layers += [nn.Linear(inner, outer), nn.Tanh()]
-        self.net = nn.Sequential(*layers[:-1])
-        self.power = power
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        derivative: Tensor = self.net(y if self.power == 1 else y**self.power)
-        return derivative
-
-
 class Mild(nn.Module):
     """``dy/dt = tanh(scale * y + shift) / 2``, element by element with two parameters.
 
@@ -70,31 +53,15 @@ class Mild(nn.Module):
         return torch.tanh(self.scale * y + self.shift) * 0.5
 
 
-def _initialise(field: nn.Module, generator: torch.Generator) -> None:
-    """What ``nn.Linear`` does by itself, from a generator of its own."""
-    with torch.no_grad():
-        for name, parameter in field.named_parameters():
-            fan_in = field.get_parameter(name.replace("bias", "weight")).shape[1]
-            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-
-
 def spiral(seed: int = 0) -> Case:
     """The network of torchdiffeq's ``ode_demo.py``, 2-50-2 tanh of ``y ** 3``, in torch's default initialisation; 20
     states drawn from the spiral ``dy/dt = y**3 A`` through (2, 0)."""
-    generator = torch.Generator().manual_seed(seed)
-    field = Perceptron((2, 50, 2), power=3)
-    _initialise(field, generator)
-    with torch.no_grad():
-        matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
-        ts = torch.linspace(0.0, 25.0, 1000, dtype=torch.float64)
-        start = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
-        path = pynode.solve(lambda t, y: y**3 @ matrix, start, ts, algorithm=pynode.DP5(), rtol=1e-9, atol=1e-9).ys
-    chosen = torch.randperm(len(ts) - 10, generator=generator)[:20]
+    field, states = spiral_start(torch.Generator().manual_seed(seed))
     return Case(
         name="spiral",
         title="spiral: 2-50-2 tanh of y**3, batch 20, float32, rtol 1e-7, atol 1e-9, t in [0, 1]",
         field=field,
-        y0=path[chosen, 0].float(),
+        y0=states[:, 0].float(),
         t=torch.tensor([0.0, 1.0]),
         rtol=1e-7,
         atol=1e-9,
@@ -105,7 +72,7 @@ def mlp(seed: int = 0) -> Case:
     """64-128-128-64 tanh network in torch's default initialisation, 256 states drawn from N(0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     field = Perceptron((64, 128, 128, 64))
-    _initialise(field, generator)
+    initialise(field, generator)
     return Case(
         name="mlp",
         title="mlp: 64-128-128-64 tanh, batch 256, float32, rtol = atol = 1e-5, t in [0, 1]",

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import math
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pynode
 from pynode.backends import backend_from_name
 from pynode.bench import Claim, Report, Table
 from pynode.bench.fields import Mild
+from pynode.live_bytes import peak_during
 
 SUMMARY = "peak memory of a gradient against the number of steps"
 
@@ -57,59 +55,6 @@ def rows_offered() -> list[str]:
     return [name for name, make in SENSEALGS.items() if backend.supports(algorithm_of(name, 1), make(1)) is None]
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages made by torch operations inside the context, while they live.
-
-    Views share their storage and cost nothing; what existed before does not count. Memory a kernel takes and returns
-    within one operation is not seen.
-
-    Attributes
-    ----------
-    live, peak : int
-        Bytes alive now, and the most there have been.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live: int = 0
-        self.peak: int = 0
-        self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        for storage in _storages(result):
-            if id(storage) in self._watches:
-                continue
-            # Operations that write into or look at an existing tensor return its storage: no allocation.
-            if not any(storage is given for given in _storages((args, tuple(kwargs.values())))):
-                self._watch(storage)
-        return result
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        # The storage's Python object lives as long as the storage itself, whoever holds it.
-        key, size = id(storage), storage.nbytes()
-
-        def gone(_: Any) -> None:
-            del self._watches[key]
-            self.live -= size
-
-        self._watches[key] = weakref.ref(storage, gone)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
-def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """Storages of the tensors in nested tuples and lists: all that torch's operators take and return."""
-    if isinstance(values, torch.Tensor):
-        yield values.untyped_storage()
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _storages(value)
-
-
 def peak_bytes(sensealg: pynode.SensitivityAlgorithm, algorithm: pynode.Algorithm, size: int) -> int:
     """Most bytes alive at once during one gradient of ``sum(y(1)**2)`` by ``algorithm``.
 
@@ -117,17 +62,12 @@ def peak_bytes(sensealg: pynode.SensitivityAlgorithm, algorithm: pynode.Algorith
     """
     field = Mild()
     y0 = torch.linspace(-1.0, 1.0, size).requires_grad_()
-    enabled = gc.isenabled()
-    gc.disable()  # memory that only the collector would give back counts as used
-    try:
-        with LiveBytes() as memory:
-            sol = pynode.solve(field, y0, [0.0, 1.0], algorithm=algorithm, sensealg=sensealg)
-            torch.autograd.grad(sol.ys[-1].pow(2).sum(), [y0, *field.parameters()])
-    finally:
-        if enabled:
-            gc.enable()
-    peak: int = memory.peak
-    return peak
+
+    def gradient() -> None:
+        sol = pynode.solve(field, y0, [0.0, 1.0], algorithm=algorithm, sensealg=sensealg)
+        torch.autograd.grad(sol.ys[-1].pow(2).sum(), [y0, *field.parameters()])
+
+    return peak_during(gradient)
 
 
 def exponent(steps: Sequence[int], peaks: Sequence[float], base: float) -> float:

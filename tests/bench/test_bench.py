@@ -13,6 +13,7 @@ from pynode.bench import Claim, Report, Table, memory, overhead
 from pynode.bench.__main__ import EXPERIMENTS, main
 from pynode.bench.fields import CASES, mlp, spiral
 from pynode.bench.timing import Timing, alternate
+from pynode.live_bytes import LiveBytes
 
 
 class Clock:
@@ -139,7 +140,7 @@ def test_overhead_report_on_a_tiny_run():
 
 def test_live_bytes_counts_storages_once_and_forgets_the_dead():
     old = torch.zeros(1000)
-    with memory.LiveBytes() as counted:
+    with LiveBytes() as counted:
         old.add_(1.0)  # in place on what was there
         old.view(10, 100).t()
         assert counted.live == 0
@@ -158,7 +159,7 @@ def test_live_bytes_counts_storages_once_and_forgets_the_dead():
 
 def test_live_bytes_sees_what_autograd_keeps():
     x = torch.linspace(0.1, 1.0, 1000).requires_grad_()
-    with memory.LiveBytes() as counted:
+    with LiveBytes() as counted:
         y = x.sin().exp()  # sin keeps x, exp keeps its result
         assert counted.live == 4000
         z = y.cos()  # cos keeps y
