@@ -23,6 +23,8 @@ from pynode.problem import Field
 from pynode.running_cost import Costed
 
 _CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+#: Compiled pullbacks of fields that have been seen to depend on all their inputs.
+_REACHING: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 
 
 def _combination(y: Tensor, h: Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
@@ -106,13 +108,37 @@ def _adjoint_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
     return step
 
 
+def _nodes(tableau: Tableau | None, layout: Layout) -> Callable[..., Any]:
+    def nodes(
+        f: Any,
+        args: tuple[Any, ...],
+        names: tuple[str, ...],
+        parameters: tuple[Tensor, ...],
+        times: Tensor,
+        ys: Tensor,
+        weighted: tuple[Tensor, ...],
+    ) -> list[tuple[Tensor, ...]]:
+        def rates(parameters: tuple[Tensor, ...]) -> Tensor:
+            own = dict(zip(names, parameters, strict=True))
+
+            def field(t: Tensor, state: Any, *args: Any) -> Any:
+                return torch.func.functional_call(f, own, (t, state, *args))
+
+            return torch.stack([_stage(field, layout, args, times[j], ys[j]) for j in range(ys.shape[0])])
+
+        pulled = torch.func.vjp(rates, parameters)[1]
+        return [pulled(a)[0] for a in weighted]
+
+    return nodes
+
+
 def _compiled(
-    make: Callable[[Tableau, Layout], Callable[..., Any]], tableau: Tableau, field: Field
+    make: Callable[[Any, Layout], Callable[..., Any]], tableau: Tableau | None, field: Field
 ) -> Callable[..., Any]:
     layout = field.layout
     key: tuple[Any, ...] = (
         make,
-        tableau.name,
+        None if tableau is None else tableau.name,
         layout.device,
         repr(layout.template),
         tuple(layout.shapes),
@@ -155,6 +181,64 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         ) from error
 
 
+class _Inputs:
+    """Calls graphs that differentiate a module with respect to its parameters without autograd."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] | None = None
+
+    def looked(self, function: Callable[..., Any], gradients: Sequence[Tensor | None]) -> None:
+        """The gradients that autograd found of what ``function`` computes. Only where each is there may the graph,
+        which does not tell a zero from what it does not depend on, replace autograd."""
+        if all(gradient is not None for gradient in gradients):
+            _REACHING.add(function)
+
+    def call(self, function: Callable[..., Any], field: Field, inputs: Sequence[Tensor], *rest: Any) -> Any:
+        """What ``function`` returns; None where ``inputs`` are not all parameters of the module, where nothing is known
+        of them, or where torch cannot compile it."""
+        if function not in _REACHING:
+            return None
+        if self._names is None:
+            names = {}
+            if isinstance(field.f, torch.nn.Module):
+                names = {id(p): name for name, p in field.f.named_parameters()}
+            self._names = tuple(names.get(id(x), "") for x in inputs)
+        if "" in self._names:
+            return None
+        try:
+            with torch.no_grad():
+                return function(field.f, field.args, self._names, tuple(inputs), *rest)
+        except torch._dynamo.exc.TorchDynamoException:
+            # What torch.func cannot follow, autograd behind a compiled step may.
+            _REACHING.discard(function)
+            return None
+
+
+class CompiledNodes:
+    """Products with respect to parameters at several times, one compiled graph for every number of them."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self._function = _compiled(_nodes, None, field)
+        self._inputs = _Inputs()
+
+    def looked(self, found: Sequence[Sequence[Tensor | None]]) -> None:
+        """What autograd found of them."""
+        self._inputs.looked(self._function, found[0])
+
+    def __call__(
+        self, inputs: Sequence[Tensor], times: Sequence[float], ys: Tensor, weighted: Sequence[Tensor]
+    ) -> list[tuple[Tensor, ...]] | None:
+        """As ``Products.along``; None where autograd has to do it."""
+        stacked = torch.tensor(times, dtype=ys.dtype, device=ys.device)
+        found = self._inputs.call(self._function, self._field, inputs, stacked, ys, tuple(weighted))
+        if found is not None:
+            self._field.counts.nfe += len(times)
+            self._field.counts.nvjp += len(times) * len(weighted)
+        graphed: list[tuple[Tensor, ...]] | None = found
+        return graphed
+
+
 def _scalar(x: float) -> Tensor:
     return torch.scalar_tensor(x, dtype=torch.float64)
 
@@ -187,8 +271,8 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         super().__init__(tableau, field)
         self._compiled = _compiled(_taped_step, tableau, field)
         self._begin: tuple[float, Tensor, float] | None = None
-        self._pull: Callable[..., Any] | None = None
-        self._known: tuple[str, ...] | None = None
+        self._pullback = _compiled(_pull_step, tableau, field)
+        self._inputs = _Inputs()
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         self._begin = (t, y, jump)
@@ -205,31 +289,24 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         state: Tensor = y1
         return state
 
-    def pull(self, t: float, t1: float, y: Tensor, adjoint: Tensor, inputs: Sequence[Tensor]) -> Any:
-        """A step's end and the gradients of its start and of ``inputs``, in one graph.
+    def looked(self, gradients: Sequence[Tensor | None]) -> None:
+        """The gradients of a first step, taken through autograd: those of the inputs of later graphs."""
+        self._inputs.looked(self._pullback, gradients)
 
-        None where that cannot be done: ``inputs`` are not all parameters of the module.
-        """
-        names = self._names(inputs)
-        if names is None:
+    def pull(
+        self, t: float, t1: float, y: Tensor, adjoint: Tensor | None, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None], Sequence[Tensor]] | None:
+        """A step's end, the gradient of its start, and those of ``inputs``, in one graph; None where autograd has to
+        do it."""
+        if adjoint is None:
             return None
-        self._pull = self._pull or _compiled(_pull_step, self.coefficients.tableau, self.field)
-        f, args, parameters = self.field.f, self.field.args, tuple(inputs)
-        with torch.no_grad():
-            y1, found, gradients = _call(
-                self._pull, f, args, names, parameters, y, _scalar(t), _scalar(t1 - t), adjoint
-            )
+        found = self._inputs.call(self._pullback, self.field, inputs, y, _scalar(t), _scalar(t1 - t), adjoint)
+        if found is None:
+            return None
         self.field.counts.nfe += self.coefficients.needed
         self.field.counts.nvjp += self.coefficients.needed
-        return y1, found, gradients
-
-    def _names(self, inputs: Sequence[Tensor]) -> tuple[str, ...] | None:
-        if self._known is None:
-            names = {}
-            if isinstance(self.field.f, torch.nn.Module):
-                names = {id(p): name for name, p in self.field.f.named_parameters()}
-            self._known = tuple(names.get(id(x), "") for x in inputs)
-        return None if "" in self._known else self._known
+        y1, gradient, gradients = found
+        return y1, [gradient], gradients
 
     def interpolate(self, thetas: Any, derivative: bool = False) -> Tensor:
         self._eager()

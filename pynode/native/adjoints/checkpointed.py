@@ -75,6 +75,8 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
     if record.saved and record.saved[-1] == trajectory.mesh[-1] and trajectory.steps - 1 in at_step:
         known = record.values[-1] if record.values._version == 0 else None  # None where the user wrote into ys
     repeatable, first = False, True
+    # A compiled stepper has a step and its pullback in one graph, without autograd.
+    graph: Any = taped if hasattr(taped, "pull") else None
     start: Any
     end: Any
     for n, state, carried in source(record, field, max(at_step, default=-1)):
@@ -84,6 +86,18 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
         inner = [i for i in here if i not in plain]
         for i in plain:
             adjoints[:1] = [_added(adjoints, cotangents[i])]
+        jumps = trajectory.jump_after(n) or trajectory.jump_before(n)
+        if graph is not None and not (time_gradients or inner or jumps) and len(adjoints) == 1:
+            pulled = graph.pull(t, t1, state, adjoints[0], inputs)
+            if pulled is not None:
+                y1, adjoints, gradients = pulled
+                if known is not None:
+                    _check_repeated(y1, known, state, t)
+                    repeatable = True
+                known = None if repeatable else state
+                counts.accepted += 1
+                sums.add(gradients)
+                continue
         before = counts.nfe
         with torch.enable_grad():
             # Where the stepper begins anew, what it carries is a function of the state.
@@ -117,8 +131,10 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
         # is switched on in between is seen there, and a longer walk in Python would cost several per cent.
         one = ends[-1] if len(starts) > 1 else taped.derivative()
         dependencies.check_reached(outputs if first else [one], [*own, *arguments])
-        first = False
         gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
+        if first and graph is not None:
+            graph.looked(gradients[len(own) :])
+        first = False
         counts.nvjp += counts.nfe - before
         counts.accepted += 1
         adjoints = list(gradients[: len(starts)])

@@ -59,8 +59,9 @@ class _Gauss:
         self._times += [t + theta * h for theta in self._thetas]
         adjoints = stepper.interpolate(self._thetas) * self._weights[:, None]
         self._adjoints.append(adjoints.mul_(-h))
-        # A forward solution that is solved again stretch by stretch is not looked at out of order.
-        if self._resolved or len(self._times) * products.n > TOGETHER:
+        # A forward solution that is solved again stretch by stretch is not looked at out of order, and a graph is
+        # compiled for one number of nodes.
+        if self._resolved or products.compiled or len(self._times) * products.n > TOGETHER:
             self._flush()
 
     def _flush(self) -> None:

@@ -12,6 +12,7 @@ from pynode.native.adjoints.accumulator import Accumulator
 
 if TYPE_CHECKING:
     from pynode.native.backend import NativeRecord
+    from pynode.native.compiled import CompiledNodes
 
 
 #: Most numbers of the states at several times that ``f`` is evaluated at in one call; beyond it calls cost little.
@@ -44,6 +45,16 @@ class Products:
         self.reached = [False] * len(self.inputs)
         self._looked = False
         self._batches = True
+        self._graph: CompiledNodes | None = None
+        if request.compile:
+            from pynode.native.compiled import CompiledNodes  # imports torch's compiler
+
+            self._graph = CompiledNodes(self.plain)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether products at a fixed number of times are one graph."""
+        return self._graph is not None
 
     def state(self, t: Tensor, y: Tensor, a: Tensor) -> Tensor:
         """``a df/dy`` (n,)."""
@@ -63,9 +74,16 @@ class Products:
         ``weighted``; None where ``f`` does not depend on it at these times. ``ys`` is (m, n)."""
         if not self.inputs:
             return [()] * len(weighted)
+        if self._graph is not None:
+            graphed = self._graph(self.inputs, times, ys, weighted)
+            if graphed is not None:
+                return [tuple(found) for found in graphed]
         if self._batches and ys.numel() <= TOGETHER:
             try:
-                return self._along(*self._evaluated_together(times, ys), weighted)
+                together = self._along(*self._evaluated_together(times, ys), weighted)
+                if self._graph is not None:
+                    self._graph.looked(together)
+                return together
             except Exception:
                 # torch.vmap refuses what depends on values, draws random numbers or writes into buffers. Such an f is
                 # evaluated at one time after the other, which raises again whatever f itself raised.
