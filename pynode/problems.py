@@ -87,14 +87,17 @@ class ControlledField(nn.Module):
     """``dy/dt = M(y) dX/dt``, the field of a neural controlled differential equation (Kidger et al. 2020).
 
     ``M`` is a network of three layers ending in tanh, with values (hidden, channels). The control ``X`` of each sample
-    is time itself and, in the other channels, a fixed sum of sines, whose derivative is written down.
+    is time itself and, in the other channels, a fixed sum of sines, whose derivative is written down; ``speed`` scales
+    them.
     """
 
     frequencies: Tensor
     amplitudes: Tensor
     phases: Tensor
 
-    def __init__(self, batch: int, hidden: int, inner: int, channels: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, batch: int, hidden: int, inner: int, channels: int, generator: torch.Generator, speed: float = 1.0
+    ) -> None:
         super().__init__()
         self.hidden, self.channels = hidden, channels
         self.net = nn.Sequential(
@@ -103,7 +106,7 @@ class ControlledField(nn.Module):
         )
         shape = (batch, channels - 1, 3)
         self.register_buffer("frequencies", torch.tensor([1.0, 2.0, 5.0]))
-        self.register_buffer("amplitudes", torch.randn(shape, generator=generator) / self.frequencies)
+        self.register_buffer("amplitudes", speed * torch.randn(shape, generator=generator) / self.frequencies)
         self.register_buffer("phases", 2 * math.pi * torch.rand(shape, generator=generator))
 
     def control_derivative(self, t: Tensor) -> Tensor:

@@ -16,7 +16,11 @@ from pynode.bench import Report, environment
 from pynode.errors import PynodeError
 
 #: Experiments by name, each the module of this package that holds it.
-EXPERIMENTS = {"overhead": "pynode.bench.overhead", "memory": "pynode.bench.memory"}
+EXPERIMENTS = {
+    "overhead": "pynode.bench.overhead",
+    "memory": "pynode.bench.memory",
+    "gradients": "pynode.bench.gradients",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

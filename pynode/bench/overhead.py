@@ -329,7 +329,7 @@ def measure(
 Row = dict[str, Any]
 
 
-def _each(draws: Sequence[Case]) -> Iterator[Case]:
+def each(draws: Sequence[Case]) -> Iterator[Case]:
     """The draws, one after another in the first one's field: whatever was compiled for it serves for all."""
     field, own = draws[0].field, copy.deepcopy(draws[0].field.state_dict())
     for draw in draws:
@@ -345,7 +345,7 @@ def _forward(
     rows: dict[str, Row] = {}
     for name, solver in solvers.items():
         work = work_of_forward(solver, case)
-        errors = [error(final(solver, c), r.final) for c, r in zip(_each(draws), references, strict=True)]
+        errors = [error(final(solver, c), r.final) for c, r in zip(each(draws), references, strict=True)]
         steps = solver.steps(case)
         rows[name] = {"evaluations": work.evaluations, "steps": steps, "error": root_mean_square(errors)}
 
@@ -374,7 +374,7 @@ def _gradient(
     rows: dict[str, Row] = {}
     for name, solver in solvers.items():
         forward, backward = work_of_gradient(solver, case)
-        errors = [error(gradient(solver, c), r.gradient) for c, r in zip(_each(draws), references, strict=True)]
+        errors = [error(gradient(solver, c), r.gradient) for c, r in zip(each(draws), references, strict=True)]
         rows[name] = {
             "forward": forward.evaluations,
             "backward": backward.evaluations,
