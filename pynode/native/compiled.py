@@ -23,8 +23,8 @@ from pynode.problem import Field
 from pynode.running_cost import Costed
 
 _CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
-#: Compiled pullbacks of fields that have been seen to depend on all their inputs.
-_REACHING: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+#: Graphs that differentiate: whether they may stand in for autograd, once that is known.
+_TRUSTED: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
 
 
 def _combination(y: Tensor, h: Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
@@ -182,36 +182,43 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class _Inputs:
-    """Calls graphs that differentiate a module with respect to its parameters without autograd."""
+    """Calls graphs that differentiate a module with respect to its parameters without autograd.
+
+    A graph does not tell a zero from what it does not depend on. It is trusted only after autograd has found a gradient
+    for every input.
+    """
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] | None = None
 
     def looked(self, function: Callable[..., Any], gradients: Sequence[Tensor | None]) -> None:
-        """The gradients that autograd found of what ``function`` computes. Only where each is there may the graph,
-        which does not tell a zero from what it does not depend on, replace autograd."""
-        if all(gradient is not None for gradient in gradients):
-            _REACHING.add(function)
+        """What autograd found of that which ``function`` computes."""
+        _TRUSTED.setdefault(function, all(gradient is not None for gradient in gradients))
+
+    def unknown(self, function: Callable[..., Any], field: Field, inputs: Sequence[Tensor]) -> bool:
+        """Whether one look by autograd would let ``function`` be called from then on."""
+        return function not in _TRUSTED and self._named(field, inputs)
 
     def call(self, function: Callable[..., Any], field: Field, inputs: Sequence[Tensor], *rest: Any) -> Any:
-        """What ``function`` returns; None where ``inputs`` are not all parameters of the module, where nothing is known
-        of them, or where torch cannot compile it."""
-        if function not in _REACHING:
-            return None
-        if self._names is None:
-            names = {}
-            if isinstance(field.f, torch.nn.Module):
-                names = {id(p): name for name, p in field.f.named_parameters()}
-            self._names = tuple(names.get(id(x), "") for x in inputs)
-        if "" in self._names:
+        """What ``function`` returns; None where ``inputs`` are not all parameters of the module, where it is not
+        trusted, or where torch cannot compile it."""
+        if not _TRUSTED.get(function, False) or not self._named(field, inputs):
             return None
         try:
             with torch.no_grad():
                 return function(field.f, field.args, self._names, tuple(inputs), *rest)
         except torch._dynamo.exc.TorchDynamoException:
             # What torch.func cannot follow, autograd behind a compiled step may.
-            _REACHING.discard(function)
+            _TRUSTED[function] = False
             return None
+
+    def _named(self, field: Field, inputs: Sequence[Tensor]) -> bool:
+        if self._names is None:
+            names = {}
+            if isinstance(field.f, torch.nn.Module):
+                names = {id(p): name for name, p in field.f.named_parameters()}
+            self._names = tuple(names.get(id(x), "") for x in inputs)
+        return "" not in self._names
 
 
 class CompiledNodes:
@@ -267,6 +274,9 @@ class CompiledRungeKutta(RungeKutta):
 class CompiledTapedRungeKutta(TapedRungeKutta):
     """Steps to pull back, step and pullback one compiled graph each. Dense output of a step is taped eagerly."""
 
+    #: The coming step is one to look at by eager autograd.
+    _by_eye: bool = False
+
     def __init__(self, tableau: Tableau, field: Field) -> None:
         super().__init__(tableau, field)
         self._compiled = _compiled(_taped_step, tableau, field)
@@ -281,7 +291,8 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         assert self._begin is not None
         self._start = (t, h, y, jump)
         self._end_time = t + h if end is None else end
-        if jump or self._begin[2] or isinstance(t, Tensor):
+        if jump or self._begin[2] or isinstance(t, Tensor) or self._by_eye:
+            self._by_eye = False
             return self._eager()
         y1 = _call(self._compiled, self.field.f, self.field.args, y, _scalar(t), _scalar(h))
         self.field.counts.nfe += self.coefficients.needed
@@ -302,6 +313,8 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
             return None
         found = self._inputs.call(self._pullback, self.field, inputs, y, _scalar(t), _scalar(t1 - t), adjoint)
         if found is None:
+            # The one look is taken in eager steps: compiling them for it would take longer than the rest.
+            self._by_eye = self._inputs.unknown(self._pullback, self.field, inputs)
             return None
         self.field.counts.nfe += self.coefficients.needed
         self.field.counts.nvjp += self.coefficients.needed

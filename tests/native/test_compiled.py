@@ -39,6 +39,60 @@ def test_compiled_steps_agree_with_eager_ones_to_rounding(algorithm: pynode.Algo
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    "sensealg",
+    [pynode.GaussAdjoint(), pynode.QuadratureAdjoint(), pynode.GaussAdjoint(checkpointing=True)],
+    ids=["gauss", "quadrature", "gauss, checkpointing"],
+)
+def test_compiled_continuous_adjoints_agree_with_eager_ones(sensealg: pynode.SensitivityAlgorithm) -> None:
+    torch.manual_seed(0)
+    field, y0 = Spiral().double(), torch.randn(5, 2, dtype=torch.float64)
+    ts = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    eager = _gradients(field, y0, ts, sensealg=sensealg, algorithm=pynode.DP5())
+    for _ in range(2):  # the first look is autograd's, the second pass is compiled throughout
+        compiled = _gradients(field, y0, ts, sensealg=sensealg, algorithm=pynode.DP5(), compile="step")
+        for a, b in zip(eager, compiled, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_the_whole_pullback_of_a_step_is_one_graph_and_agrees() -> None:
+    torch.manual_seed(0)
+    field, y0 = Spiral().double(), torch.randn(5, 2, dtype=torch.float64)
+    ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    eager = _gradients(field, y0, ts, algorithm=pynode.RK4(steps=7))
+    for _ in range(2):
+        compiled = _gradients(field, y0, ts, algorithm=pynode.RK4(steps=7), compile="step")
+        for a, b in zip(eager, compiled, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+class Half(torch.nn.Module):
+    """Does not use one of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.unused = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return -self.used * y
+
+
+@pytest.mark.parametrize("sensealg", [pynode.CheckpointedAdjoint(), pynode.GaussAdjoint()], ids=lambda s: s.name)
+def test_a_parameter_that_is_not_used_gets_no_gradient_from_graphs_either(
+    sensealg: pynode.SensitivityAlgorithm,
+) -> None:
+    field = Half()
+    for _ in range(2):
+        field.zero_grad()
+        y0 = torch.ones(3, dtype=torch.float64)
+        sol = pynode.solve(field, y0, [0.0, 1.0], sensealg=sensealg, compile="step", rtol=1e-8, atol=1e-10)
+        sol.ys[-1].sum().backward()
+        assert field.unused.grad is None
+        # y(1) = exp(-used), its derivative -exp(-used), to the tolerance.
+        torch.testing.assert_close(field.used.grad, -3 * torch.exp(-field.used.detach()), rtol=1e-6, atol=0)
+
+
 def test_new_times_tolerances_and_weights_do_not_compile_again() -> None:
     torch.manual_seed(0)
     field, y0 = Spiral(), torch.randn(5, 2)
