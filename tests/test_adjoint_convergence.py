@@ -106,10 +106,8 @@ def test_fixed_steps_converge_with_their_order(name, record_property) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6, 1e-8, 1e-10])
-@pytest.mark.parametrize("algorithm", ["bs3", "tsit5", "vern7"])
+@pytest.mark.parametrize("algorithm", ["tsit5", "vern7"])
 def test_checkpointed_gradients_are_those_of_the_tape_at_every_tolerance(algorithm, tolerance) -> None:
-    if algorithm == "bs3" and tolerance < 1e-8:
-        pytest.skip("thousands of steps")
     options = {"algorithm": algorithm, "rtol": tolerance, "atol": tolerance}
     tape = _gradients(pynode.DirectAdjoint(), **options)
     for bounds in ({}, {"checkpoints": 2}, {"checkpoints": 5}, {"max_memory": 2**12}):
@@ -121,7 +119,7 @@ def test_checkpointed_gradients_are_those_of_the_tape_at_every_tolerance(algorit
             assert (x - y).norm() < 1e-12 * y.norm(), bounds
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize("cls", [pynode.ReversibleHeun, pynode.AsynchronousLeapfrog])
 def test_reversible_gradients_are_those_of_the_tape_at_every_tolerance(cls, tolerance) -> None:
     options = {"algorithm": cls(adaptive=True), "rtol": tolerance, "atol": tolerance}
@@ -132,31 +130,32 @@ def test_reversible_gradients_are_those_of_the_tape_at_every_tolerance(cls, tole
             assert (x - y).norm() < 1e-10 * y.norm()
 
 
-# ------------------------------------------------------------------------------------- tolerances and nodes of integrals
+# ------------------------------------------------------------------------------------ tolerances and nodes of integrals
 
 
 def test_the_quadrature_tolerance_alone_controls_the_integral() -> None:
-    tight = {"algorithm": "vern9", "rtol": 1e-12, "atol": 1e-12}
-    tolerances = [1e-1, 1e-3, 1e-5, 1e-7, 1e-9]
-    errors, costs = [], []
+    """``y' = -y / 2 + p / (1 + 36 (t - 1)**2)``: the adjoint is an exponential, ``df/dp`` a peak of width 1/6."""
+    t = torch.linspace(0.0, END, 200_001, dtype=torch.float64)
+    peak = lambda t: 1.0 / (1.0 + 36.0 * (t - 1.0) ** 2)  # noqa: E731
+    exact = torch.trapezoid(torch.exp(-0.5 * (END - t)) * peak(t), t).item()  # to 1e-9 of it: h**2 / 12 * 72
+    errors, evaluations = [], []
+    tolerances = [10.0, 1e-2, 1e-4, 1e-6, 1e-8]
     for tol in tolerances:
+        y0 = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+        p = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
         sensealg = pynode.QuadratureAdjoint(quadrature_rtol=tol, quadrature_atol=0.0)
-        of_y0, of_params = _errors(sensealg, **tight)
-        assert of_y0 < 1e-10  # the adjoint keeps the solve's own tolerance
-        assert of_params < tol
-        errors.append(of_params)
-        costs.append(_quadrature_work(sensealg, tight))
-    assert errors[0] > 100.0 * errors[-1]
-    assert costs == sorted(costs)
-    assert costs[-1] > costs[0]
-
-
-def _quadrature_work(sensealg: SensitivityAlgorithm, options: dict[str, object]) -> int:
-    y0 = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    p = torch.tensor([5.0], dtype=torch.float64, requires_grad=True)
-    sol = pynode.solve(lambda t, y: torch.sin(p * t * y), y0, (0.0, END), sensealg=sensealg, **options)
-    sol.ys[-1].sum().backward()
-    return sol.stats.backward.nvjp
+        sol = pynode.solve(
+            lambda t, y, p=p: -0.5 * y + p * peak(t), y0, (0.0, END), rtol=1e-10, atol=1e-10, sensealg=sensealg
+        )
+        sol.ys[-1].sum().backward()
+        assert abs(y0.grad.item() - math.exp(-0.5 * END)) < 1e-8  # the adjoint keeps the solve's own tolerance
+        assert abs(p.grad.item() / exact - 1.0) < tol + 1e-8
+        errors.append(abs(p.grad.item() / exact - 1.0))
+        evaluations.append(sol.stats.backward.nfe)
+    # Nothing but this tolerance moved: one rule of 15 points over all is too coarse for the peak, more work is not.
+    assert errors[0] > 1e-3
+    assert evaluations == sorted(evaluations)
+    assert evaluations[0] < evaluations[2] < evaluations[4]
 
 
 def test_a_tight_quadrature_does_not_mend_a_loose_adjoint() -> None:
