@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.backends import Backend, Gradients, Query, Record
-from pynode.errors import GradientError, explain
+from pynode.errors import GradientError, explain, not_finite
 from pynode.transforms import active
 
 
@@ -112,7 +112,7 @@ def _gradients(
         found = _pulled_back(evaluation, cotangents, time_gradient)
         parameters = dependencies.owed_gradients(found.parameters)
         _check_unchanged(evaluation, [g is not None for g in (*found.arguments, *found.parameters)])
-        _check_finite(found.y0, record)
+        _check_finite([found.y0, found.mesh, found.times, *found.arguments, *parameters], record)
     t_gradient = times_gradient = None
     if found.mesh is not None:
         t_gradient = _Moving(backend, record, t).pulled_back(found.mesh)
@@ -151,15 +151,18 @@ class _Moving:
         return seed
 
 
-def _check_finite(gradient: Tensor, record: Record, what: str = "gradient") -> None:
-    if not bool(torch.isfinite(gradient).all()):
-        raise GradientError(
-            explain(
-                f"the {what} with respect to y0 under {record.request.sensealg.name} is not finite",
-                "finite gradients",
-                "check the loss for a NaN, and f's derivatives for a singularity (sqrt or norm at 0, log, division)",
-            )
-        )
+def _check_finite(gradients: Sequence[Tensor | None], record: Record, what: str = "gradient") -> None:
+    """Raise GradientError where one of ``gradients`` (of y0, step boundaries, save times, then of all others) holds an
+    infinity or a NaN."""
+    dense = [g for g in gradients if g is not None and g.layout is torch.strided]
+    # One number for all: squares may overflow, but only what is infinite or no number itself is an error.
+    norms = torch._foreach_norm(dense)
+    if bool(torch.stack([x.to(norms[0]) for x in norms]).isfinite().all()):
+        return
+    for index, gradient in enumerate(gradients):
+        if gradient is not None and gradient.layout is torch.strided and not bool(torch.isfinite(gradient).all()):
+            of = ("y0", "times", "times")[index] if index < 3 else f"a tensor of shape {tuple(gradient.shape)}"
+            raise not_finite(f"the {what} with respect to {of} under {record.request.sensealg.name} is")
 
 
 def _pulled_back(evaluation: Evaluation, cotangents: Tensor, time_gradient: bool) -> Gradients:
@@ -243,7 +246,7 @@ class _First:
             )
         second, tangents = found
         assert second.y0 is not None
-        _check_finite(second.y0, record, "second derivative")
+        _check_finite([second.y0], record, "second derivative")
         t_part = None
         if moving is not None and second.mesh is not None:
             t_part = moving.pulled_back(second.mesh)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import GradientError, explain
-from pynode.problem import ODEProblem
+from pynode.problem import Field, ODEProblem
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
@@ -48,8 +48,8 @@ class Dependencies:
         Differentiable tensors of ``args``.
     parameters : list of Tensor
         Everything else: module parameters, captured leaves and captured tensors with a history.
-    derivative : Tensor or None
-        ``f(t0, y0)`` of the probing evaluation, without its graph; None where no probe was needed.
+    derivative : Tensor
+        ``f(t0, y0)`` of the probing evaluation, without its graph.
 
     ``jump`` is infinity in the direction of integration where ``f`` is to be evaluated just after ``t0``.
     """
@@ -116,6 +116,7 @@ class Dependencies:
             time = field.time(problem.times[0])
             if jump:
                 time = torch.nextafter(time, torch.full_like(time, jump))
+            self._time = time
             start = own[0].clone()  # neither leaf nor view, so that writing into it is seen below, not by torch
             derivative = field.check_pure(time, start)
             assert start.grad_fn is not None
@@ -126,7 +127,8 @@ class Dependencies:
                 # not compute itself is in the graph of a second evaluation again.
                 again = field(time, own[0].clone())
                 direct, outer = _walk([derivative], known, found, shared=_nodes(again))
-        return derivative.detach(), direct, outer
+        # A copy, as f may write its next result into the same memory.
+        return derivative.detach().clone(), direct, outer
 
     @staticmethod
     def _captured(outer: set[Edge], found: dict[Edge, Tensor], both: list[Tensor], nested: set[Edge]) -> list[Tensor]:
@@ -172,6 +174,29 @@ class Dependencies:
                     "time and that pynode could not find in its closure, globals or attributes",
                     "to know every parameter before the solve",
                     "name all parameters in params=[...]",
+                )
+            )
+
+    def check_repeated(self, field: Field) -> None:
+        """Raise GradientError unless ``f`` has the value at the initial time that it had before the solve, to half the
+        digits of its precision: of its own size, or of a rate that moves the state by its size over the span."""
+        problem, before = self.problem, self.derivative
+        y0, times = problem.y0.detach(), problem.times
+        with torch.no_grad():
+            again = field(self._time, y0)
+            rate = y0.abs().max() / abs(times[-1] - times[0])
+            size = torch.stack([before.abs().max(), again.abs().max(), rate]).max().item()
+            distance = (again - before).abs().max().item()
+        autocast = problem.autocast.dtype if problem.autocast.enabled else None
+        eps = max(torch.finfo(x).eps for x in (y0.dtype, autocast) if x is not None)
+        if not distance <= math.sqrt(eps) * size:
+            raise GradientError(
+                explain(
+                    f"f at the initial time, evaluated again for the gradient, was {distance:.3g} from what it had "
+                    "been in the forward solve: f gave other values than before",
+                    "the same f in the backward pass as in the solve",
+                    "take randomness out of f (.eval() for dropout, noise passed through args=), change neither f nor "
+                    "what it uses before the backward pass, or use DirectAdjoint()",
                 )
             )
 

@@ -48,6 +48,17 @@ class SolveError(PynodeError, RuntimeError):
         self.solution = solution
 
 
+def not_finite(what: str) -> GradientError:
+    """The error of a gradient with an infinity or a NaN."""
+    return GradientError(
+        explain(
+            f"{what} not finite",
+            "finite gradients",
+            "check the loss for a NaN, and f's derivatives for a singularity (sqrt or norm at 0, log, division)",
+        )
+    )
+
+
 def explain(value: str, expectation: str, remedy: str) -> str:
     """The one form of every message: what came, what was expected, what to do."""
     return f"{value}. Expected: {expectation}. Remedy: {remedy}."

@@ -321,13 +321,15 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
         running_cost = problem.cost_layout.unpack(end[layout.size :])
         if not request.save_steps:
             values, times_tensor = values[:shown], times_tensor[:shown]
+    # Torch's tape was there for nothing where nothing has a gradient.
+    differentiated = request.differentiable and not (taped and not moves(values))
     solution = Solution(
         ts=times_tensor,
         ys=layout.unpack(state(values)),
         retcode=record.retcode,
         stats=request.stats,
         algorithm=request.algorithm,
-        sensealg=request.sensealg if request.differentiable else None,
+        sensealg=request.sensealg if differentiated else None,
         evaluate=evaluate,
         span=(problem.times[0], record.t),
         message=message,

@@ -331,6 +331,8 @@ class NativeBackend:
             sign = math.copysign(1.0, ahead)
             record.saved = [x for x in saver.saved if (x - outcome.t) * sign <= 0]
             record.values = record.values[: len(record.saved)]
+        if record.columns is not None and outcome.retcode is ReturnCode.InitialFailure:
+            record.columns.check_start(stepper.derivative())
         record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
         record.end = outcome.y.detach()[: problem.layout.size]
         if record.columns is not None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.errors import SolveError
+from pynode.errors import SolveError, not_finite
 from pynode.native.adjoints.products import Products
 from pynode.native.dense import Dense
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Outcome, Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
-from pynode.solution import Counts, failure_message
+from pynode.solution import Counts, ReturnCode, failure_message
 
 if TYPE_CHECKING:
     from pynode.native.backend import NativeRecord
@@ -96,6 +96,8 @@ class Solver:
 
         Raises
         ------
+        GradientError
+            If it begins with an infinity or a NaN.
         SolveError
             If the backward solve fails.
         """
@@ -208,6 +210,8 @@ def _largest_rms(parts: Sequence[Tensor]) -> float:
 
 
 def _raise_on_failure(outcome: Outcome, name: str) -> None:
+    if outcome.retcode is ReturnCode.InitialFailure:
+        raise not_finite(f"the adjoint of {name} could not be integrated back from t = {outcome.t:.6g}: its rate is")
     if not outcome.retcode.successful:
         message = f"in the backward solve of {name}, " + failure_message(outcome.retcode, outcome.t, outcome.detail)
         message = message.removesuffix(".") + "; or use CheckpointedAdjoint, which integrates nothing backward."

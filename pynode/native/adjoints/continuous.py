@@ -79,6 +79,8 @@ def sweep(
     field = products.plain
     times_gradient = torch.zeros(len(times), dtype=torch.float64) if query.time_gradient else None
     here = times[order[0]] if order else t0
+    if here != t0:
+        products.dependencies.check_repeated(field)
     integral.begin(here, anchors[order[0]] if order else y0)
     moved = here != t0
     for index in order:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pynode.backends import Gradients, Query
-from pynode.errors import GradientError, UnsupportedError, explain
+from pynode.errors import GradientError, UnsupportedError, explain, not_finite
 from pynode.native.adjoints.backward import FlatLayout
 from pynode.native.error_norm import ErrorNorm
 from pynode.problem import Field
@@ -88,6 +88,11 @@ class Columns:
         if self.start_time:
             columns[self.initial] = -self.dependencies.derivative
         return torch.cat([y0, columns.reshape(-1)])
+
+    def check_start(self, derivative: Tensor) -> None:
+        """Raise GradientError where the columns alone are what is not finite in the first derivative."""
+        if bool(torch.isfinite(derivative[: self.n]).all()):
+            raise not_finite("f is finite at the initial time, but its sensitivities under ForwardSensitivity are")
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """States (m, n) and columns (m, count, n) of augmented states."""
