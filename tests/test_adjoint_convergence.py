@@ -68,7 +68,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 TOLERANCES = [10.0 ** (-4.0 - k / 2.0) for k in range(9)]
 
 
-@pytest.mark.parametrize("algorithm", ["tsit5", "dp5"])
+@pytest.mark.parametrize("algorithm", ["tsit5", pytest.param("dp5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*CONTINUOUS, "forward", "checkpointed", "direct"])
 def test_the_error_is_proportional_to_the_tolerance(name, algorithm, record_property) -> None:
     make = CONTINUOUS | {
