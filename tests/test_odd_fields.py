@@ -428,3 +428,18 @@ def test_backward_twice(sensealg) -> None:
     assert sol.stats.forward == forward
     if not isinstance(sensealg, pynode.ForwardSensitivity):
         assert once.nvjp > 0
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-8])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gauss_sees_a_parameter_that_is_switched_on_where_forward_steps_crowd(tolerance, checkpointing):
+    # dy/dt = -y + p [t > 1/2]: the adjoint exp(t - 1) does not feel p, and its steps go over the switch. Forward steps
+    # do, and meet it to tolerance; the bound is what a kink leaves of one (see above).
+    p = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    sensealg = pynode.GaussAdjoint(checkpointing=checkpointing)
+    y0 = torch.ones(1, dtype=torch.float64)
+    sol = pynode.solve(
+        lambda t, y: -y + p * (t > 0.5), y0, [0.0, 1.0], rtol=tolerance, atol=tolerance, sensealg=sensealg
+    )
+    (gradient,) = torch.autograd.grad(sol.ys[-1].sum(), p)
+    assert abs(gradient.item() - (1.0 - math.exp(-0.5))) < math.sqrt(tolerance)

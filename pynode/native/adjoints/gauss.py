@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +15,16 @@ from pynode.native.adjoints.accumulator import Accumulator
 from pynode.native.adjoints.backward import Against, Solver, channel_norm
 from pynode.native.adjoints.continuous import sweep
 from pynode.native.adjoints.products import TOGETHER, Products
+from pynode.native.dense import step_at
 from pynode.native.stepper import Stepper
 from pynode.sensealg import GaussAdjoint
 
 if TYPE_CHECKING:
     from pynode.native.backend import NativeRecord
+
+
+#: Boundaries of forward steps inside one of the adjoint's from which on the quadrature is split at them.
+_MANY = 2
 
 
 def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
@@ -47,6 +53,7 @@ class _Gauss:
         # m nodes integrate polynomials of degree 2 m - 1: the quadrature is of the order of the steps, or better.
         self._thetas, weights = _rule(sensealg.nodes or (self._solver.stepper.order + 1) // 2)
         self._weights = torch.tensor(weights, dtype=field.layout.dtype, device=field.layout.device)
+        self._mesh = record.trajectory.mesh
         self._times: list[float] = []
         self._adjoints: list[Tensor] = []
         self._sums = Accumulator(len(products.inputs))
@@ -56,13 +63,23 @@ class _Gauss:
         products, h = self._products, t1 - t
         if not products.inputs:
             return
-        self._times += [t + theta * h for theta in self._thetas]
-        adjoints = stepper.interpolate(self._thetas) * self._weights[:, None]
-        self._adjoints.append(adjoints.mul_(-h))
-        # A forward solution that is solved again stretch by stretch is not looked at out of order, and a graph is
-        # compiled for one number of nodes.
-        if self._resolved or products.compiled or len(self._times) * products.n > TOGETHER:
-            self._flush()
+        for start, end in itertools.pairwise(self._panels(t, t1)):
+            width = end - start
+            times = [start + theta * width for theta in self._thetas]
+            adjoints = stepper.interpolate([(x - t) / h for x in times]) * self._weights[:, None]
+            self._times += times
+            self._adjoints.append(adjoints.mul_(-width))
+            # A forward solution that is solved again stretch by stretch is not looked at out of order, and a graph is
+            # compiled for one number of nodes.
+            if self._resolved or products.compiled or len(self._times) * products.n > TOGETHER:
+                self._flush()
+
+    def _panels(self, t: float, t1: float) -> list[float]:
+        """The ends of the step, and the forward solve's boundaries between them where they are many: that solve had
+        come upon something there, such as a parameter that is switched on, which the adjoint need not feel."""
+        first, last = sorted((step_at(self._mesh, t), step_at(self._mesh, t1)))
+        inner = [x for x in self._mesh[first : last + 2] if min(t, t1) < x < max(t, t1)]
+        return [t, *sorted(inner, reverse=t1 < t), t1] if len(inner) > _MANY else [t, t1]
 
     def _flush(self) -> None:
         """Evaluate the nodes gathered so far, of one step or of many."""
