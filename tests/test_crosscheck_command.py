@@ -81,8 +81,8 @@ def test_a_problem_of_the_user(module, attribute, capsys):
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("number", "is a int"),
-        ("pair", "is a tuple of 2"),
+        ("number", "is of type int"),
+        ("pair", "is of type tuple and length 2"),
         ("wrong", "with keys field, y0"),
         ("nothing", "has no 'nothing'"),
     ],
@@ -104,6 +104,9 @@ def test_what_is_no_problem_of_the_user(module, attribute, message, capsys):
         (["--problem", "spiral", "--sensealgs", "adjoint9"], "unknown sensealg"),
         (["--problem", "spiral", "--backends", "fortran"], "unknown backend 'fortran'"),
         (["--problem", "spiral", "--json", "/nowhere/a.json"], "cannot write /nowhere/a.json"),
+        (["--problem", ":make"], "--problem :make"),
+        (["--problem", "os:"], "--problem os:"),
+        (["--problem", "spiral", "--oracles", "sicpy"], "unknown oracle 'sicpy'"),
         (["--problem", "os:path", "--dtype", "float32"], "--dtype with a problem of your own"),
     ],
 )

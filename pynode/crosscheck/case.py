@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pynode.dependencies import Dependencies, captured_tensors
-from pynode.errors import PynodeError
+from pynode.errors import InputError, PynodeError, explain
 from pynode.layout import leaves_of, rebuild
 from pynode.problem import Arguments, ODEProblem
 from pynode.solution import Counts
@@ -104,9 +104,14 @@ def differentiate(case: Case, solver: Solver) -> Gradient:
         args = Arguments(case.args).replaced(inputs)
         ys = solver(case, rebuild(case.y0, iter(leaves)), t, args)
         loss = case.loss(ys)
+        if not isinstance(loss, Tensor) or loss.shape != () or loss.is_complex():
+            found = f"a {type(loss).__name__}"
+            if isinstance(loss, Tensor):
+                found = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
+            raise InputError(explain(f"loss(ys) is {found}", "a real tensor without dimensions", "sum or average it"))
         wanted = [*leaves, *inputs, *case.parameters.values(), *([t] if t.requires_grad else [])]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
-    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
+        computed = torch.autograd.grad(loss, wanted, allow_unused=True)
+    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, computed, strict=True)]
     return Gradient(ys, loss.detach(), gradients)
 
 

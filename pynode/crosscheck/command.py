@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pynode.algorithms import algorithm_from_name
+from pynode.crosscheck.report import Row
 from pynode.crosscheck.run import crosscheck
 from pynode.errors import InputError, explain
 from pynode.problems import PROBLEMS, Instance, Problem, problem_from_name
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
         "seed": options.seed,
         "repeats": options.repeats,
         "reference": options.reference,
+        "progress": _show_progress,
     }
     if ":" in options.problem:
         if dtype is not None:
@@ -84,6 +86,8 @@ def user_problem(name: str) -> dict[str, Any]:
         Saying what is missing.
     """
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(explain(f"--problem {name}", "MODULE:ATTRIBUTE", "name both, such as mymodule:make"))
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
@@ -111,12 +115,19 @@ def _arguments(name: str, found: Any) -> dict[str, Any]:
         return dict(zip(keys, found, strict=False))
     if isinstance(found, dict) and set(keys[:3]) <= found.keys() <= {*keys, "args", "params"}:
         return dict(found)
-    what = f"a {type(found).__name__}"
+    what = f"of type {type(found).__name__}"
     if isinstance(found, tuple | list):
-        what += f" of {len(found)}"
+        what += f" and length {len(found)}"
     elif isinstance(found, dict):
         what += f" with keys {', '.join(map(str, found))}"
     raise InputError(explain(f"{name} is {what}", _FORM, "return f, y0, t"))
+
+
+def _show_progress(row: Row, number: int, count: int) -> None:
+    """One line on a terminal that each row overwrites; nothing in a pipe or a file."""
+    if sys.stderr.isatty():
+        text = "" if number == count else f"{number} of {count}: {row.algorithm} {row.sensealg}"
+        print(f"\r{text[:78]:<78}\r", end="", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

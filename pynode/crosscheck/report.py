@@ -15,7 +15,7 @@ from pynode.crosscheck.verdict import Excess
 from pynode.solution import Counts
 
 AGREES, DISAGREES, REFUSED, FAILED = "agrees", "DISAGREES", "refused", "FAILED"
-NOT_OFFERED, NOT_REACHED = "not offered", "out of time"
+NOT_OFFERED, NOT_REACHED, NOT_RESOLVED = "not offered", "out of time", "not resolved"
 
 
 @dataclass
@@ -27,7 +27,8 @@ class Row:
     verdict : str
         ``agrees``; ``DISAGREES`` (wrong numbers: see ``excess``); ``refused`` (a SolveError or GradientError: the
         combination says itself that it cannot, see ``message``; any error of an oracle); ``FAILED`` (any other
-        exception); ``not offered``; ``out of time``.
+        exception); ``not resolved`` (the solution itself changes with the steps: nothing can be said about its
+        gradient); ``not offered``; ``out of time``.
     errors : dict of str to float
         Relative errors against the reference: ``solution``, and the gradients ``y0``, ``args[i]``, ``parameters`` (all
         together), ``t``.
@@ -121,19 +122,22 @@ class CrosscheckReport:
     def disagreements(self) -> list[Disagreement]:
         """What is wrong; the reference's own gradient first."""
         found = []
-        for number, check in enumerate(self.differences):
-            if not check.agrees:
-                found.append(
-                    Disagreement(
-                        "the derivative of f itself (reference gradient against finite differences)",
-                        f"direction {number}",
-                        f"the loss changes by {check.difference:.9g} per unit in random direction {number}, its "
-                        f"gradient by autograd says {check.gradient:.9g}; allowed difference {check.allowed:.2g}. "
-                        "Either a derivative in f or loss is wrong (a custom autograd.Function, detach(), a kink), or "
-                        "the reference's steps are unstable in directions that y0 does not excite: try "
-                        "reference='scipy'",
-                    )
+        wrong = [number for number, check in enumerate(self.differences) if not check.agrees]
+        if wrong:
+            check = self.differences[wrong[0]]
+            culprit = f"the gradient of {check.quantity} is wrong: " if check.quantity else ""
+            found.append(
+                Disagreement(
+                    "the derivative of f itself (reference gradient against finite differences)",
+                    check.quantity or f"direction {wrong[0]}",
+                    f"{culprit}the loss changes by {check.difference:.9g} per unit in random direction {wrong[0]}, its "
+                    f"gradient by autograd says {check.gradient:.9g}; allowed difference {check.allowed:.2g}; in "
+                    f"{len(wrong)} of {len(self.differences)} directions. All rows that agree are compared with that "
+                    "gradient. Either a derivative in f or loss is wrong (a custom autograd.Function, detach(), a "
+                    "kink), or the reference's steps are unstable in directions that y0 does not excite: try "
+                    "reference='scipy'",
                 )
+            )
         for row in self.rows:
             if row.verdict == DISAGREES:
                 assert row.excess is not None
@@ -144,14 +148,16 @@ class CrosscheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing disagrees and something was compared."""
-        return not self.disagreements and any(row.measured for row in self.rows)
+        """Whether nothing disagrees and something agrees."""
+        return not self.disagreements and any(row.verdict == AGREES for row in self.rows)
 
     def summary(self) -> str:
         """Counts of verdicts in a line."""
         verdicts = [row.verdict for row in self.rows]
         counts = [
-            f"{verdicts.count(v)} {v}" for v in (AGREES, DISAGREES, REFUSED, FAILED, NOT_REACHED) if v in verdicts
+            f"{verdicts.count(v)} {v}"
+            for v in (AGREES, DISAGREES, NOT_RESOLVED, REFUSED, FAILED, NOT_REACHED)
+            if v in verdicts
         ]
         checks = sum(check.agrees for check in self.differences)
         return f"{', '.join(counts)}; finite differences confirm {checks} of {len(self.differences)} directions"
@@ -165,6 +171,7 @@ class CrosscheckReport:
             "rtol",
             *self._groups(),
             "f",
+            "vjp",
             "b f",
             "b vjp",
             "ms",
@@ -182,7 +189,7 @@ class CrosscheckReport:
     def _cells(self, row: Row) -> tuple[str, ...]:
         errors = [f"{row.errors[name]:.1e}" if name in row.errors else "-" for name in self._groups()]
         forward, backward = row.forward, row.backward
-        counts = [str(n) if n else "-" for n in (forward.nfe, backward.nfe, backward.nvjp)]
+        counts = [str(n) if n else "-" for n in (forward.nfe, forward.nvjp, backward.nfe, backward.nvjp)]
         costs = [f"{row.seconds * 1e3:.1f}", f"{row.memory / 2**20:.2f}"] if row.measured else ["-", "-"]
         head = (row.backend, row.algorithm, row.sensealg, f"{row.rtol:.0e}")
         return (*head, *errors, *counts, *costs, row.verdict)
@@ -195,7 +202,7 @@ class CrosscheckReport:
         from rich.table import Table
 
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAVY, padding=(0, 1, 0, 0))
-        colors = {AGREES: "green", DISAGREES: "bold red", FAILED: "bold red", REFUSED: "yellow"}
+        colors = {AGREES: "green", DISAGREES: "bold red", FAILED: "bold red", REFUSED: "yellow", NOT_RESOLVED: "yellow"}
         for index, column in enumerate(self.columns()):
             table.add_column(column, justify="left" if index < 3 else "right", no_wrap=True)
         for line in self.lines():
@@ -212,13 +219,13 @@ class CrosscheckReport:
     def details(self) -> list[str]:
         """What stands below the table: the reference, what is absent, what was refused, what disagrees."""
         lines = [
-            f"errors are relative, against {self.reference}; f: evaluations, b: of the backward pass; ms, MiB: of one "
-            "gradient, forward solve included",
+            f"errors are relative, against {self.reference}; f, vjp: evaluations of f and products with its "
+            "Jacobian, b: of the backward pass; ms, MiB: of one gradient, forward solve included",
             *self.notes,
         ]
         for row in self.rows:
-            if row.verdict == REFUSED:
-                lines.append(f"refused: {row.name}: {row.message}")
+            if row.verdict in (REFUSED, NOT_RESOLVED):
+                lines.append(f"{row.verdict}: {row.name}: {row.message}")
         missing = {(row.backend, row.sensealg): row.message for row in self.rows if row.verdict == NOT_OFFERED}
         lines += [f"not offered: {sensealg} by {backend}: {why}" for (backend, sensealg), why in missing.items()]
         lines += [f"absent: {name}: {why}" for name, why in self.absent.items()]

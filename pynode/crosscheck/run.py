@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from pynode.crosscheck.report import (
     FAILED,
     NOT_OFFERED,
     NOT_REACHED,
+    NOT_RESOLVED,
     REFUSED,
     CrosscheckReport,
     Row,
@@ -32,6 +34,7 @@ from pynode.crosscheck.verdict import (
     is_discrete,
     refined,
     relative_errors,
+    unresolved,
 )
 from pynode.errors import InputError, PynodeError, UnsupportedError, explain
 from pynode.live_bytes import peak_during
@@ -47,6 +50,9 @@ from pynode.sensealg import (
 from pynode.solve import as_algorithm
 
 Tolerances = Sequence[float]
+
+#: Seconds spent on a row's timed gradients after which none is repeated: what is slow has no need of a median.
+_TIMED = 0.5
 
 
 def crosscheck(
@@ -70,6 +76,7 @@ def crosscheck(
     reference: str = "Vern9",
     forward_limit: int = 200,
     budget: float | None = None,
+    progress: Callable[[Row, int, int], None] | None = None,
     **options: Any,
 ) -> CrosscheckReport:
     """Solve and differentiate a problem in every way there is, and compare with a reference.
@@ -91,7 +98,8 @@ def crosscheck(
         By default all. Oracles are ``"scipy"`` (``"scipy:LSODA"``), ``"torchdiffeq"`` and ``"diffrax"`` (built-in
         problems only); one that is not installed is listed as absent.
     algorithms : sequence, optional
-        By default Tsit5, DP5 and Vern7, and for a sensealg that supports none of them the first that it does.
+        By default Tsit5, DP5 and Vern7; and for a sensealg that supports none of them the first that it does, with
+        ``DirectAdjoint`` beside it.
     rtol, atol : float, optional
         By default 1e-6 and 1e-8, or the problem's.
     tolerances : sequence of float
@@ -99,7 +107,7 @@ def crosscheck(
     directions : int
         Random directions in which the reference's gradient is verified, at least 1.
     repeats : int
-        Timed gradients for each row; their median is shown.
+        Timed gradients for each row, at most; their median is shown. None is begun after half a second of them.
     seed : int
         Of the directions and the default loss.
     reference : str
@@ -108,6 +116,8 @@ def crosscheck(
         ``ForwardSensitivity`` takes part up to so many differentiated numbers.
     budget : float, optional
         Seconds after which no further row is begun.
+    progress : callable, optional
+        Called as ``progress(row, number, count)`` before each row is measured.
     **options
         Further keyword arguments of :func:`pynode.solve`, for every solve.
 
@@ -135,21 +145,37 @@ def crosscheck(
             explain(f"directions = {directions}, repeats = {repeats}", "integers >= 1", "use the defaults, 3 and 3")
         )
     case = make_case(f, y0, t, args, loss or WeightedLoss(seed), params, problem)
+    # Names are looked up before anything long is begun.
+    absent: dict[str, str] = {}
+    external: list[Contestant] = []
+    for oracle in ORACLES if oracles is None else oracles:
+        found = contestants(oracle, case)
+        if isinstance(found, str):
+            absent[oracle] = found
+        else:
+            external += found
+    plans: list[list[Row]] = []
+    guests: list[tuple[Row, Contestant]] = []
+    for rtol_, atol_ in [(x, x * atol / rtol) for x in tolerances] or [(rtol, atol)]:
+        plans += [
+            _plan(backend, algorithms, sensealgs, case, forward_limit, rtol_, atol_)
+            for backend in backends or backend_names()
+        ]
+        guests += [(_guest(contestant, rtol_, atol_), contestant) for contestant in external]
+    planned = [row for plan in plans for row in plan if row.verdict != NOT_OFFERED]
+    count = len(planned) + len(guests)
+
+    numbers = itertools.count(1)
+
+    def begin(row: Row) -> None:
+        if progress is not None:
+            progress(row, next(numbers), count)
+
     best, note = precise(case)
     truth, differences = make_reference(best, reference, directions, seed, options)
-    check = _Check(case, truth, repeats, options, None if budget is None else begun + budget)
-    absent: dict[str, str] = {}
-    rows = []
-    for rtol_, atol_ in [(x, x * atol / rtol) for x in tolerances] or [(rtol, atol)]:
-        for backend in backends or backend_names():
-            plan = _plan(backend, algorithms, sensealgs, case, forward_limit, rtol_, atol_)
-            rows += check.backend(plan)
-        for oracle in ORACLES if oracles is None else oracles:
-            found = contestants(oracle, case)
-            if isinstance(found, str):
-                absent[oracle] = found
-                continue
-            rows += [check.oracle(contestant, rtol_, atol_) for contestant in found]
+    check = _Check(case, truth, repeats, options, None if budget is None else begun + budget, begin)
+    rows = [row for plan in plans for row in check.backend(plan)]
+    rows += [check.oracle(row, contestant) for row, contestant in guests]
     label = problem.title if problem is not None else f"{type(f).__name__ if isinstance(f, torch.nn.Module) else 'f'}"
     dtype = str(case.dtype).removeprefix("torch.")
     title = f"{label} ({dtype}, {case.count} differentiated numbers)"
@@ -180,7 +206,7 @@ def _plan(
             row.verdict, row.message = NOT_OFFERED, missing
         rows.append(row)
 
-    extra: dict[Algorithm, None] = {}
+    extra: dict[Algorithm, list[SensitivityAlgorithm]] = {}
     for sensealg in methods:
         if algorithms is None and all(engine.supports(a, sensealg) for a in chosen):
             other = next((cls() for cls in ALGORITHMS.values() if engine.supports(cls(), sensealg) is None), None)
@@ -188,16 +214,25 @@ def _plan(
                 # Fine enough for a method of order two to be compared at all; halved once more for the verdict.
                 other = dataclasses.replace(other, steps=200)
             if other is not None:
-                extra[other] = None
+                extra.setdefault(other, []).append(sensealg)
     for algorithm in [*chosen, *extra]:
         for sensealg in methods:
             missing = engine.supports(algorithm, sensealg)
             if missing is None and isinstance(sensealg, ForwardSensitivity) and case.count > forward_limit:
                 missing = f"{case.count} differentiated numbers, more than forward_limit = {forward_limit}"
             # What one algorithm was added for does not have to be repeated for all that do without it.
-            if missing is None or algorithm not in extra:
+            needed = extra.get(algorithm)
+            if needed is None or sensealg in needed or (missing is None and isinstance(sensealg, DirectAdjoint)):
                 add(algorithm, sensealg, missing)
     return rows
+
+
+def _guest(contestant: Contestant, rtol: float, atol: float) -> Row:
+    """The row of an oracle, still empty."""
+    own = contestant.tolerance
+    if own is not None:
+        rtol, atol = own, 0.0
+    return Row(contestant.oracle, contestant.algorithm, contestant.sensealg, rtol, atol)
 
 
 def _label(algorithm: Algorithm) -> str:
@@ -211,10 +246,16 @@ class _Check:
     """Fills rows."""
 
     def __init__(
-        self, case: Case, reference: Reference, repeats: int, options: dict[str, Any], deadline: float | None
+        self,
+        case: Case,
+        reference: Reference,
+        repeats: int,
+        options: dict[str, Any],
+        deadline: float | None,
+        begin: Callable[[Row], None],
     ) -> None:
         self.case, self.reference, self.repeats = case, reference, repeats
-        self.options, self.deadline = options, deadline
+        self.options, self.deadline, self.begin = options, deadline, begin
 
     def backend(self, rows: list[Row]) -> list[Row]:
         direct: dict[Algorithm, tuple[Quantities, Quantities | None]] = {}
@@ -241,19 +282,15 @@ class _Check:
                     row.verdict = DISAGREES
         return rows
 
-    def oracle(self, contestant: Contestant, rtol: float, atol: float) -> Row:
-        own = contestant.tolerance
-        if own is not None:
-            rtol, atol = own, 0.0
-        row = Row(contestant.oracle, contestant.algorithm, contestant.sensealg, rtol, atol)
+    def oracle(self, row: Row, contestant: Contestant) -> Row:
         # Oracles are not asked for gradients of times.
         check = _Check(
             dataclasses.replace(self.case, t=self.case.t.detach()),
-            *(self.reference, self.repeats, self.options, self.deadline),
+            *(self.reference, self.repeats, self.options, self.deadline, self.begin),
         )
         check._fill(
             row,
-            Tsit5() if own is None else None,
+            Tsit5() if contestant.tolerance is None else None,
             lambda algorithm, r, a: contestant.solver(r, a),
             contestant.continuous,
             None,
@@ -273,6 +310,7 @@ class _Check:
         if self.deadline is not None and time.perf_counter() > self.deadline:
             row.verdict, row.message = NOT_REACHED, "the time budget was spent"
             return None
+        self.begin(row)
         case = self.case
         solver = make(algorithm, row.rtol, row.atol)
         try:
@@ -283,8 +321,8 @@ class _Check:
             if isinstance(solver, PynodeSolver) and solver.solution is not None:
                 row.forward = dataclasses.replace(solver.solution.stats.forward)
                 row.backward = dataclasses.replace(solver.solution.stats.backward)
-            samples = []
-            for _ in range(self.repeats):
+            samples: list[float] = []
+            while len(samples) < self.repeats and sum(samples) < _TIMED:
                 start = time.perf_counter()
                 if differentiate(case, solver).loss.is_cuda:
                     torch.cuda.synchronize()
@@ -319,7 +357,13 @@ class _Check:
             steps=steps,
             direct=direct,
         )
-        if row.excess is not None:
+        moved = unresolved(found, finer, self.reference)
+        if moved is not None:
+            # Neither agreement nor disagreement with the truth would say anything about the gradient.
+            row.verdict, row.excess = NOT_RESOLVED, None
+            how = "its steps are halved" if fixed else "its tolerances change tenfold"
+            row.message = f"the solution itself moves by {moved:.0%} when {how}"
+        elif row.excess is not None:
             row.verdict = DISAGREES
         return found, finer
 

@@ -12,7 +12,10 @@ a relative amount, over that amount; at least 1.
 ``change`` is how far the same combination's result moves when its tolerances are divided by ten, or its steps halved.
 A method that converges to the truth is no farther from it than a few times this; one that converges to something else
 is. Change above 10 % of the quantity excuses nothing, unless the exact discrete gradient of the same algorithm moves
-as much: the problem is then not resolved at these tolerances, by whichever method.
+as much: the gradient is then not resolved at these tolerances, by whichever method.
+
+Where the *solution* changes by more than 10 %, its steps are too coarse for anything to be said about the truth, and
+the combination is "not resolved": neither in agreement nor in disagreement with the reference.
 
 ``rounding`` is ``SAFETY * condition * (eps * (steps + 1) + tolerance of the reference * (its steps + 1)) * |q|``.
 
@@ -119,6 +122,12 @@ def first_excess(
         if excess is None and not error <= limit:
             excess = Excess(name, _relative(error, size), allowed[name], f"the reference ({reference.method})")
     return allowed, excess
+
+
+def unresolved(found: Quantities, refined: Quantities | None, reference: Reference) -> float | None:
+    """How far the solution moves when refined, relative to it, where that is too far to compare it with anything."""
+    moved = _relative(_moved("solution", found, refined), _size(reference.quantities["solution"]))
+    return None if moved <= _CAP else moved
 
 
 def first_difference(
