@@ -28,20 +28,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live: int = 0
         self.peak: int = 0
         self._watches: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._allocating: dict[Any, bool] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        allocating = self._allocating.get(func)
-        if allocating is None:
-            # Views and operations in place say in their schema that all they return is somebody else's.
-            allocating = any(value.alias_info is None for value in func._schema.returns)
-            self._allocating[func] = allocating
-        if not allocating:
-            return result
         for storage in _storages(result):
             if id(storage) in self._watches:
                 continue

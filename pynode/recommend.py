@@ -76,7 +76,8 @@ def recommend(
     max_memory : int, optional
         Bytes that one gradient may take at its peak.
     budget : float
-        Seconds after which no further combination is measured; the reference comes on top where it alone takes longer.
+        Seconds after which no further combination is begun. Half of them are for combinations: a reference that takes
+        longer than the other half comes on top.
 
     Raises
     ------
@@ -112,7 +113,9 @@ def recommend(
     measured = [row for row in report.rows if row.measured]
     if not measured and any(row.verdict == NOT_REACHED for row in report.rows):
         raise InputError(
-            explain(f"budget = {budget:g} s was spent on the reference", "time to measure", "raise budget=")
+            explain(
+                f"budget = {budget:g} s was spent before a combination was begun", "time to measure", "raise budget="
+            )
         )
     sound = [row for row in measured if row.verdict == AGREES]
     fitting = [row for row in sound if max_memory is None or row.memory <= max_memory]

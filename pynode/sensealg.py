@@ -336,15 +336,20 @@ def as_sensealg(sensealg: Any) -> SensitivityAlgorithm:
 
 
 def sensealg_from_name(name: str) -> SensitivityAlgorithm:
-    """The sensitivity algorithm of that class name with its default options; case and ``Adjoint`` do not matter.
+    """The sensitivity algorithm of that class name with its default options; case and the name's last word
+    (``Adjoint``, ``Sensitivity``) do not matter.
 
     Raises
     ------
     InputError
         For an unknown name; the message lists the known ones.
     """
-    table = {cls.__name__.lower().removesuffix("adjoint"): cls for cls in SENSEALGS}
-    key = name.lower().removesuffix("adjoint")
+
+    def short(name: str) -> str:
+        return name.lower().removesuffix("adjoint").removesuffix("sensitivity")
+
+    table = {short(cls.__name__): cls for cls in SENSEALGS}
+    key = short(name)
     if key in table:
         return table[key]()
     near = difflib.get_close_matches(key, table, n=1, cutoff=0.4) or list(table)

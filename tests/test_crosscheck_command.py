@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -115,6 +116,13 @@ def test_bad_usage_ends_with_status_2(argv, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert "Remedy:" in error
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_runs(monkeypatch, capsys):
+    true = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else true(name, *a))
+    assert main(["crosscheck", "--problem", "spiral", *QUICK, "--plot", "a.png"]) == 2
+    assert "--plot needs matplotlib" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["--rtol", "-1"], ["--dtype", "int8"], ["--tolerances", "1e-3,x"]])

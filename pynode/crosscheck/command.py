@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,10 @@ def main(argv: list[str]) -> int:
     for path in (options.json, options.plot):
         if path is not None and not path.resolve().parent.is_dir():
             raise InputError(explain(f"cannot write {path}", "an existing folder", f"mkdir -p {path.parent}"))
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            explain("--plot needs matplotlib", "it to be installed", "pip install 'pynode[plot]', or drop --plot")
+        )
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     chosen: dict[str, Any] = {
         "backends": options.backends,

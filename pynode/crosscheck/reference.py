@@ -116,7 +116,7 @@ def make_reference(
     quantities = named(case, found)
     steps = solver.steps if isinstance(solver, PynodeSolver) else 0
     condition = dict.fromkeys(quantities, 1.0)
-    differences = []
+    differences: list[Difference] = []
     generator = torch.Generator().manual_seed(seed)
     for _ in range(directions):
         direction = random_direction(case, generator)

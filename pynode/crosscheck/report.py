@@ -38,7 +38,7 @@ class Row:
     seconds : float
         Median of one gradient, forward solve included.
     memory : int
-        Peak bytes of one gradient.
+        Peak bytes of one gradient; 0 for oracles that do not allocate through torch.
     """
 
     backend: str
@@ -175,7 +175,7 @@ class CrosscheckReport:
             "b f",
             "b vjp",
             "ms",
-            "MiB",
+            "KiB",
             "verdict",
         )
 
@@ -190,9 +190,10 @@ class CrosscheckReport:
         errors = [f"{row.errors[name]:.1e}" if name in row.errors else "-" for name in self._groups()]
         forward, backward = row.forward, row.backward
         counts = [str(n) if n else "-" for n in (forward.nfe, forward.nvjp, backward.nfe, backward.nvjp)]
-        costs = [f"{row.seconds * 1e3:.1f}", f"{row.memory / 2**20:.2f}"] if row.measured else ["-", "-"]
+        seconds = f"{row.seconds * 1e3:.1f}" if row.measured else "-"
+        memory = f"{row.memory / 2**10:.1f}" if row.measured and row.memory else "-"
         head = (row.backend, row.algorithm, row.sensealg, f"{row.rtol:.0e}")
-        return (*head, *errors, *counts, *costs, row.verdict)
+        return (*head, *errors, *counts, seconds, memory, row.verdict)
 
     def table(self) -> Any:
         """A ``rich`` table where rich is installed, else the same in plain characters."""
@@ -220,7 +221,7 @@ class CrosscheckReport:
         """What stands below the table: the reference, what is absent, what was refused, what disagrees."""
         lines = [
             f"errors are relative, against {self.reference}; f, vjp: evaluations of f and products with its "
-            "Jacobian, b: of the backward pass; ms, MiB: of one gradient, forward solve included",
+            "Jacobian, b: of the backward pass; ms, KiB: of one gradient, forward solve included",
             *self.notes,
         ]
         for row in self.rows:

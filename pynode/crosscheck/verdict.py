@@ -20,7 +20,9 @@ the combination is "not resolved": neither in agreement nor in disagreement with
 ``rounding`` is ``SAFETY * condition * (eps * (steps + 1) + tolerance of the reference * (its steps + 1)) * |q|``.
 
 Discrete adjoints take the same steps as ``DirectAdjoint``. They are compared with it as well, and may differ by
-``rounding`` alone (``ReversibleAdjoint``, which regains its states by running backward, by ``sqrt(eps)``).
+``rounding`` alone. ``ReversibleAdjoint``, which regains its states by running backward to half their digits, may by
+``sqrt(eps)``, and is compared only where the solution is resolved: steps too coarse for it amplify what is lost beyond
+any bound known here.
 """
 
 from __future__ import annotations
