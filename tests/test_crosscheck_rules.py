@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pynode
-from pynode.crosscheck.report import DISAGREES, NOT_RESOLVED
+from pynode.crosscheck.report import AGREES, DISAGREES, NOT_RESOLVED
 from pynode.errors import InputError
 from pynode.native import backend as native
 from pynode.problems import PROBLEMS
@@ -143,3 +143,10 @@ def test_an_unknown_oracle_is_found_before_anything_is_solved():
 
     with pytest.raises(InputError, match="unknown oracle 'sicpy'"):
         check(lambda t, y: -y, loss=never, oracles=["sicpy"])
+
+
+def test_diffrax_in_float32():
+    pytest.importorskip("diffrax")
+    problem = PROBLEMS["harmonic"].build(dtype=torch.float32)
+    report = pynode.crosscheck(problem, **{**QUICK, "sensealgs": ["checkpointed"], "oracles": ["diffrax"]})
+    assert [row.verdict for row in report.rows] == [AGREES, AGREES], str(report)

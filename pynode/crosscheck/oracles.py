@@ -231,11 +231,13 @@ class _DiffraxVjp:
 
         with _x64():
             states, self.vjp = jax.vjp(ys, y0.detach().cpu().numpy(), p)
+        # Times in float64 make jax's states float64 too, whatever y0 is.
+        self.kind = states.dtype
         return torch.from_numpy(np.array(states)).to(y0)
 
     def pull_back(self, cotangents: Tensor) -> list[Tensor]:
         with _x64():
-            y0, p = self.vjp(cotangents.detach().cpu().numpy())
+            y0, p = self.vjp(cotangents.detach().cpu().numpy().astype(self.kind))
         return [torch.from_numpy(np.array(x)).to(cotangents) for x in (y0, *(p[name] for name in self.names))]
 
 
