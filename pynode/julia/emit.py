@@ -38,7 +38,13 @@ from pynode.julia.ir import (
 from pynode.julia.loops import Nest, bare, literal, loop_lines, reduce_lines, scan_lines
 from pynode.julia.lower import Lowering, check_supported
 
-_FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
+_FAMILIES = (
+    lower_conv,
+    lower_indexing,
+    lower_pointwise,
+    lower_sums,
+    lower_views,
+)  # importing them registers their operators
 
 _JULIA = {torch.bool: "Bool", torch.int64: "Int64", torch.int32: "Int64"}
 
