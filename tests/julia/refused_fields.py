@@ -44,6 +44,10 @@ def _as_many_as_positive(t: Tensor, y: Tensor) -> Tensor:
     return y * y[y > 0].sum()
 
 
+def _other_precision(t: Tensor, y: Tensor) -> Tensor:
+    return (y.float().sin() * y.double()).to(y.dtype)
+
+
 def _real(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[torch.dtype], Made]:
     return lambda dtype: Made(f, Draw(dtype).normal(4))
 
@@ -63,15 +67,16 @@ def _training(layer: Callable[[], nn.Module]) -> Callable[[torch.dtype], Made]:
 
 #: Makers of the fields, with the word.
 REFUSED: dict[str, tuple[Callable[[torch.dtype], Made], str]] = {
-    "branch_on_the_state": (_real(_branch_on_the_state), "branch"),
-    "branch_on_the_time": (_real(_branch_on_the_time), "branch"),
-    "loop_on_the_state": (_real(_loop_on_the_state), "branch"),
+    "branch_on_the_state": (_real(_branch_on_the_state), "does not depend on data"),
+    "branch_on_the_time": (_real(_branch_on_the_time), "does not depend on data"),
+    "loop_on_the_state": (_real(_loop_on_the_state), "does not depend on data"),
     "item": (_real(_item), "item"),
     "float_of_time": (_real(_float_of_time), "item"),
     "numpy": (_real(_numpy), "numpy"),
     "noise": (_real(_noise), "random"),
-    "as_many_as_positive": (_real(_as_many_as_positive), "nonzero"),
+    "as_many_as_positive": (_real(_as_many_as_positive), "does not depend on data"),
+    "other_precision": (_real(_other_precision), "precision"),
     "complex_state": (_complex, "complex"),
-    "dropout_in_training": (_training(lambda: nn.Dropout(0.5)), "dropout"),
-    "batch_norm_in_training": (_training(lambda: nn.BatchNorm1d(3)), "batch_norm"),
+    "dropout_in_training": (_training(lambda: nn.Dropout(0.5)), "random"),
+    "batch_norm_in_training": (_training(lambda: nn.BatchNorm1d(3)), "running statistics"),
 }
