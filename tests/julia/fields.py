@@ -140,7 +140,7 @@ def activations_piecewise(draw: Draw) -> Made:
 
 @field
 def activations_rare(draw: Draw) -> Made:
-    return activated(draw, nn.CELU, nn.LogSigmoid, nn.Tanhshrink, nn.Hardswish, nn.Hardsigmoid)
+    return activated(draw, nn.CELU, nn.LogSigmoid, nn.Tanhshrink, nn.Hardswish)
 
 
 @field
