@@ -36,6 +36,7 @@ from pynode.julia.ir import (
 )
 from pynode.julia.loops import bare, literal, loop_lines, reduce_lines, scan_lines
 from pynode.julia.lower import Lowering, check_supported
+from pynode.julia.matrix_product import product
 
 _FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
 
@@ -201,8 +202,8 @@ class _Writer:
         return lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
-        from pynode.julia.loops import Nest
         from pynode.julia.ir import leaves
+        from pynode.julia.loops import Nest
 
         nest = Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
         return bare(nest.text(expr))
@@ -210,8 +211,8 @@ class _Writer:
     def _product(self, statement: MatMul) -> str:
         into, a, b = (self._matrix(v) for v in (statement.into, statement.a, statement.b))
         # Rows of torch are columns of Julia: intoᵀ = bᵀ aᵀ.
-        more = ", true, true" if statement.add else ""
-        return f"mul!({into}, {b}, {a}{more})"
+        more = ", true" if statement.add else ""
+        return f"product!({into}, {b}, {a}{more})"
 
     def _flat(self, view: View) -> str:
         buffer, offset = view.buffer.resolved()
@@ -254,7 +255,7 @@ class _Writer:
         lines = [
             "# Written by pynode: a torch function and its products, on flat vectors in torch's row-major order.",
             f"# n = {captured.size}, state {kind}; workspace is shared: the functions are not reentrant.",
-            "using LinearAlgebra: mul!",
+            "using LinearAlgebra: BLAS, Transpose, mul!",
             "",
             f"const T = {kind}",
         ]
@@ -270,7 +271,10 @@ class _Writer:
             lines.append(f"const {name} = {self._allocated(_dtype_of(name, self.dtype), size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
-        if any("convolution!(" in line for line in body):
+        convolved = any("convolution!(" in line for line in body)
+        if convolved or any("product!(" in line for line in body):
+            lines += ["", product(self.array == "Array")]
+        if convolved:
             lines += ["", lower_conv.CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):
             lines += ["", text]
