@@ -103,7 +103,14 @@ def _repeat(x: Tensor, repeats: list[int]) -> Tensor:
 
 
 def _trilinear(
-    a: Tensor, b: Tensor, c: Tensor, expand_a: list[int], expand_b: list[int], expand_c: list[int], over: list[int], _: int = 1
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: list[int],
+    expand_b: list[int],
+    expand_c: list[int],
+    over: list[int],
+    _: int = 1,
 ) -> Tensor:
     for d in expand_a:
         a = a.unsqueeze(d)

@@ -39,7 +39,13 @@ from pynode.julia.loops import Nest, bare, literal, loop_lines, reduce_lines, sc
 from pynode.julia.lower import Lowering, check_supported
 from pynode.julia.matrix_product import product
 
-_FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
+_FAMILIES = (
+    lower_conv,
+    lower_indexing,
+    lower_pointwise,
+    lower_sums,
+    lower_views,
+)  # importing them registers their operators
 
 _JULIA = {torch.bool: "Bool", torch.int64: "Int64", torch.int32: "Int64"}
 

@@ -58,7 +58,9 @@ def _index_put(low: Lowering, node: fx.Node) -> Value:
         terms.append((into.strides[d], base.shape[d], placed.expr))
     place = View(into.buffer, shape, (*strides[:start], *[0] * len(index_shape), *strides[start:]), into.offset)
     expr = low.seen(values, lambda x: x.expand(shape)).expr
-    low.statements.append(Loop(shape, [Store(place, converted(expr, base.dtype), accumulate, tuple(terms))], note_of(node)))
+    low.statements.append(
+        Loop(shape, [Store(place, converted(expr, base.dtype), accumulate, tuple(terms))], note_of(node))
+    )
     return low.loaded(into)
 
 
