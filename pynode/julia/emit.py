@@ -37,6 +37,7 @@ from pynode.julia.ir import (
 )
 from pynode.julia.loops import Nest, bare, literal, loop_lines, reduce_lines, scan_lines
 from pynode.julia.lower import Lowering, check_supported
+from pynode.julia.matrix_product import product
 
 _FAMILIES = (
     lower_conv,
@@ -219,8 +220,8 @@ class _Writer:
     def _product(self, statement: MatMul) -> str:
         into, a, b = (self._matrix(v) for v in (statement.into, statement.a, statement.b))
         # Rows of torch are columns of Julia: intoᵀ = bᵀ aᵀ.
-        more = ", true, true" if statement.add else ""
-        return f"mul!({into}, {b}, {a}{more})"
+        more = ", true" if statement.add else ""
+        return f"product!({into}, {b}, {a}{more})"
 
     def _flat(self, view: View) -> str:
         buffer, offset = view.buffer.resolved()
@@ -263,7 +264,7 @@ class _Writer:
         lines = [
             "# Written by pynode: a torch function and its products, on flat vectors in torch's row-major order.",
             f"# n = {captured.size}, state {kind}; workspace is shared: the functions are not reentrant.",
-            "using LinearAlgebra: mul!",
+            "using LinearAlgebra: BLAS, Transpose, mul!",
             "",
             f"const T = {kind}",
         ]
@@ -279,7 +280,10 @@ class _Writer:
             lines.append(f"const {array.name} = {self._allocated(array.dtype, array.size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
-        if any("convolution!(" in line for line in body):
+        convolved = any("convolution!(" in line for line in body)
+        if convolved or any("product!(" in line for line in body):
+            lines += ["", product(self.array == "Array")]
+        if convolved:
             lines += ["", lower_conv.CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):
             lines += ["", text]

@@ -132,17 +132,17 @@ function columns_convolution!(kind::Val, into, a, b, columns, z)
             image = reshape(view(a, (wide + 1):(wide + z.w * z.h * cg)), z.w, z.h, cg)
             gather!(patches, image, z)
             out = reshape(view(into, (narrow + 1):(narrow + l * og)), l, og)
-            mul!(out, flat, reshape(view(b, (weights + 1):(weights + k * og)), k, og))
+            product!(out, flat, reshape(view(b, (weights + 1):(weights + k * og)), k, og))
         elseif kind isa Val{:input}
             out = reshape(view(a, (narrow + 1):(narrow + l * og)), l, og)
-            mul!(flat, out, transpose(reshape(view(b, (weights + 1):(weights + k * og)), k, og)))
+            product!(flat, out, transpose(reshape(view(b, (weights + 1):(weights + k * og)), k, og)))
             image = reshape(view(into, (wide + 1):(wide + z.w * z.h * cg)), z.w, z.h, cg)
             scatter!(image, patches, z)
         else
             image = reshape(view(b, (wide + 1):(wide + z.w * z.h * cg)), z.w, z.h, cg)
             gather!(patches, image, z)
             out = reshape(view(a, (narrow + 1):(narrow + l * og)), l, og)
-            mul!(reshape(view(into, (weights + 1):(weights + k * og)), k, og), transpose(flat), out, true, true)
+            product!(reshape(view(into, (weights + 1):(weights + k * og)), k, og), transpose(flat), out, true)
         end
     end
     return nothing
