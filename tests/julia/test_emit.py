@@ -105,7 +105,8 @@ def test_running_a_perceptron_allocates_nothing(tmp_path: Path) -> None:
         parameters = sum(x.numel() for x in Perceptron(sizes).parameters())
         lines += [
             f'module M{k}; include(raw"{tmp_path / f"program{k}.jl"}"); end',
-            f"let u = randn(Float32, {batch * sizes[0]}), p = randn(Float32, {parameters}), du = similar(u), g = similar(p)",
+            f"let u = randn(Float32, {batch * sizes[0]}), p = randn(Float32, {parameters})",
+            "    du, g = similar(u), similar(p)",
             f"    print(allocated(M{k}.f!, du, u, p, 0.0), ' ', allocated(M{k}.vjp!, du, u, u, p, 0.0), ' ',",
             f"        allocated(M{k}.vjp_p!, g, u, u, p, 0.0), ' ', allocated(M{k}.tgrad!, du, u, p, 0.0), ' ')",
             "end",
