@@ -13,7 +13,7 @@ from julia_process import WITHOUT_JULIA, Program, julia_executable, run_programs
 from products_by_torch import Reference
 from refused_fields import REFUSED
 
-import pynode
+from pynode import julia
 from pynode.errors import UnsupportedError
 
 assert fields_of_dynamics.FIELDS is FIELDS
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def source(made: Made) -> str:
-    return pynode.julia.source(made.f, made.times[0], made.y0, made.args)
+    return julia.source(made.f, made.times[0], made.y0, made.args)
 
 
 @pytest.mark.parametrize("name", FIELDS)
