@@ -43,3 +43,16 @@ def test_what_cannot_be_captured_is_refused_with_its_reason(name: str) -> None:
     with pytest.raises(UnsupportedError) as refusal:
         source(make(torch.float64))
     assert word in str(refusal.value)
+
+
+def test_a_corrupted_program_is_noticed(tmp_path: Path) -> None:
+    executable = julia_executable()
+    if executable is None:
+        pytest.skip(WITHOUT_JULIA)
+    make = FIELDS["perceptron"]
+    reference = Reference(make)
+    corrupted = f"{source(make(torch.float64))}\nvjp_p!(g, λ, u, p, t) = (fill!(g, 0); nothing)\n"
+    (outcome,) = run_programs([Program("no gradient", corrupted, reference.points[torch.float64])], tmp_path, executable)
+    found = reference.deviations(outcome.values)
+    assert len(found) == 2
+    assert all(x.startswith("vjp_p at point") for x in found)
