@@ -276,8 +276,8 @@ class _Writer:
             lines.append(f"const {buffer.name} = {self._allocated(buffer.dtype, buffer.size)}  # {tuple(x.shape)}")
         comma = "," if len(self.constants) == 1 else ""
         lines.append(f"const constants = ({', '.join(buffer.name for buffer in self.constants)}{comma})")
-        for slot in [*self.workspace.slots, Buffer("product", 1, self.dtype, "result")]:
-            lines.append(f"const {slot.name} = {self._allocated(slot.dtype, slot.size)}")
+        for array in [*self.workspace.slots, Buffer("product", 1, self.dtype, "result")]:
+            lines.append(f"const {array.name} = {self._allocated(array.dtype, array.size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
         convolved = any("convolution!(" in line for line in body)

@@ -178,7 +178,8 @@ def _replace(
         with graph.inserting_before(first):
             new = graph.placeholder(f"k{known[key]}")
         new.meta = {**node.meta, "val": value}
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user in outside)
+        for user in outside:
+            user.replace_input_with(node, new)
     _clean(graph)
     for node in [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith("c")]:
         # Only views of it are used.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pynode.julia.ir import Expr, Literal, Op, Value
-from pynode.julia.lower import Lowering, rule
+from pynode.julia.ir import Expr, Literal, Op, Padded, Value
+from pynode.julia.lower import Lowering, arguments, note_of, rule
 from pynode.julia.lower_views import repeated
 
 aten = torch.ops.aten
@@ -124,7 +124,7 @@ def _spread(low: Lowering, value: Value, shape: tuple[int, ...]) -> Expr:
 
 def _apply(low: Lowering, node: fx.Node, template: str, price: int, count: int) -> Value:
     dtype = result_dtype(low, node)
-    exprs, shape = operands(low, node, node.args[:count], dtype)
+    exprs, shape = operands(low, node, arguments(node)[:count], dtype)
     return Value(Op(template, tuple(exprs), dtype, price), shape)
 
 
@@ -147,7 +147,7 @@ def _binary(low: Lowering, node: fx.Node) -> Value:
 @rule(*_overloads(_COMPARE))
 def _comparison(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
-    a, b = node.args
+    a, b = arguments(node)
     values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in (a, b)]
     dtype = _kind(low, torch.result_type(*values))
     exprs, shape = operands(low, node, (a, b), dtype)
@@ -176,7 +176,7 @@ def plus(a: Expr, b: Expr, sign: str = "+") -> Expr:
 @rule(*_overloads([aten.mul]))
 def _mul(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (a, b), shape = operands(low, node, node.args[:2], dtype)
+    (a, b), shape = operands(low, node, arguments(node)[:2], dtype)
     if dtype == torch.bool:
         return Value(Op("({0} & {1})", (a, b), dtype), shape)
     return Value(times(a, b), shape)
@@ -185,10 +185,12 @@ def _mul(low: Lowering, node: fx.Node) -> Value:
 @rule(*_overloads([aten.add, aten.sub, aten.rsub]))
 def _add(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
+    if any(isinstance(x, fx.Node) and isinstance(low.result(x), Padded) for x in node.args):
+        return _collected(low, node)
     dtype = result_dtype(low, node)
-    (a, b), shape = operands(low, node, node.args[:2], dtype)
-    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
-    factor = Literal(alpha, dtype)  # type: ignore[arg-type]
+    (a, b), shape = operands(low, node, arguments(node)[:2], dtype)
+    alpha: Any = node.kwargs.get("alpha", arguments(node)[2] if len(arguments(node)) > 2 else 1)
+    factor = Literal(alpha, dtype)
     if dtype == torch.bool:
         return Value(Op("({0} | {1})", (a, b), dtype), shape)
     if target.overloadpacket is aten.rsub:
@@ -198,10 +200,27 @@ def _add(low: Lowering, node: fx.Node) -> Value:
     return Value(plus(a, b, "+" if target.overloadpacket is aten.add else "-"), shape)
 
 
+def _collected(low: Lowering, node: fx.Node) -> Value:
+    """A sum with tensors that are mostly zero: their parts are added in place, to the sum so far where it is one."""
+    note = note_of(node)
+    parts = [low.result(x) for x in arguments(node)]
+    into = next((low.sums[x] for x in arguments(node) if x in low.sums and len(x.users) == 1), None)
+    if into is None:
+        shape = tuple(node.meta["val"].shape)
+        into = low.fresh(shape, result_dtype(low, node))
+        base = next((x for x in parts if isinstance(x, Value)), Value(Literal(0, into.buffer.dtype), ()))
+        low.write(into, base, note)
+    for part in parts:
+        if isinstance(part, Padded):
+            low.write(into.through(part.look), part.piece, note, add=True)
+    low.sums[node] = into
+    return low.loaded(into)
+
+
 @rule(aten.addcmul.default, aten.addcdiv.default)
 def _addc(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (a, b, c), shape = operands(low, node, node.args[:3], dtype)
+    (a, b, c), shape = operands(low, node, arguments(node)[:3], dtype)
     value: Any = node.kwargs.get("value", 1)
     inner = times(b, c) if node.target is aten.addcmul.default else Op("({0} / {1})", (b, c), dtype, 4)
     return Value(plus(a, times(inner, Literal(value, dtype))), shape)
@@ -231,7 +250,7 @@ def power(x: Expr, exponent: float) -> Expr:
 @rule(*_overloads([aten.pow]))
 def _pow(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    base, exponent = node.args[:2]
+    base, exponent = arguments(node)[:2]
     if isinstance(exponent, int | float):
         (x,), shape = operands(low, node, (base,), dtype)
         # A product of dear expressions is one of their value.
@@ -243,16 +262,16 @@ def _pow(low: Lowering, node: fx.Node) -> Value:
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (mask,), shape = operands(low, node, node.args[:1], torch.bool)
-    (a, b), _ = operands(low, node, node.args[1:3], dtype)
+    (mask,), shape = operands(low, node, arguments(node)[:1], torch.bool)
+    (a, b), _ = operands(low, node, arguments(node)[1:3], dtype)
     return Value(Op("ifelse({0}, {1}, {2})", (mask, a, b), dtype), shape)
 
 
 @rule(aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default)
 def _clamp(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (x,), shape = operands(low, node, node.args[:1], dtype)
-    bounds: list[Any] = [*node.args[1:], None, None][:2]
+    (x,), shape = operands(low, node, arguments(node)[:1], dtype)
+    bounds: list[Any] = [*arguments(node)[1:], None, None][:2]
     bounds[0] = node.kwargs.get("min", bounds[0])
     bounds[1] = node.kwargs.get("max", bounds[1])
     if node.target is aten.clamp_max.default:
@@ -266,13 +285,14 @@ def _clamp(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.logical_not.default)
 def _logical(low: Lowering, node: fx.Node) -> Value:
-    exprs, shape = operands(low, node, node.args, torch.bool)
+    exprs, shape = operands(low, node, arguments(node), torch.bool)
+    target: Any = node.target
     template = {
         aten.logical_and.default: "({0} & {1})",
         aten.logical_or.default: "({0} | {1})",
         aten.logical_xor.default: "xor({0}, {1})",
         aten.logical_not.default: "(!{0})",
-    }[node.target]
+    }[target]
     return Value(Op(template, tuple(exprs), torch.bool), shape)
 
 
@@ -284,13 +304,13 @@ def _not(low: Lowering, node: fx.Node) -> Value:
 @rule(aten.isnan.default, aten.isinf.default, aten.isfinite.default)
 def _is(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
-    (x,), shape = operands(low, node, node.args[:1], low.value(node.args[0]).dtype)
+    (x,), shape = operands(low, node, arguments(node)[:1], low.value(arguments(node)[0]).dtype)
     return Value(Op(f"{target.overloadpacket.__name__}({{0}})", (x,), torch.bool), shape)
 
 
 @rule(aten._to_copy.default)
 def _to(low: Lowering, node: fx.Node) -> Value:
-    value = low.value(node.args[0])
+    value = low.value(arguments(node)[0])
     return Value(converted(value.expr, result_dtype(low, node)), value.shape)
 
 
@@ -313,11 +333,11 @@ def _to(low: Lowering, node: fx.Node) -> Value:
 def _fill(low: Lowering, node: fx.Node) -> Value:
     number: Any = 0
     if node.target in (aten.full.default, aten.full_like.default):
-        number = node.args[1]
+        number = arguments(node)[1]
     elif node.target is aten.new_full.default:
-        number = node.args[2]
+        number = arguments(node)[2]
     elif node.target is aten.scalar_tensor.default:
-        number = node.args[0]
+        number = arguments(node)[0]
     elif node.target in (aten.ones_like.default, aten.ones.default):
         number = 1
     if not isinstance(number, int | float):

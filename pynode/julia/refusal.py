@@ -80,7 +80,7 @@ def check_trace(traced: fx.GraphModule) -> None:
                 )
             )
         if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-            if node.target.name() == "aten::native_dropout" and node.args[2] is False:
+            if node.target is torch.ops.aten.native_dropout.default and node.args[2] is False:
                 continue
             raise NotCapturable(
                 explain(
