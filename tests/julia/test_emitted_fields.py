@@ -52,7 +52,8 @@ def test_a_corrupted_program_is_noticed(tmp_path: Path) -> None:
     make = FIELDS["perceptron"]
     reference = Reference(make)
     corrupted = f"{source(make(torch.float64))}\nvjp_p!(g, λ, u, p, t) = (fill!(g, 0); nothing)\n"
-    (outcome,) = run_programs([Program("no gradient", corrupted, reference.points[torch.float64])], tmp_path, executable)
+    program = Program("no gradient", corrupted, reference.points[torch.float64])
+    (outcome,) = run_programs([program], tmp_path, executable)
     found = reference.deviations(outcome.values)
     assert len(found) == 2
     assert all(x.startswith("vjp_p at point") for x in found)
