@@ -12,7 +12,7 @@ def reads(statement: Statement) -> list[View]:
         found = [leaf.view for store in statement.stores for leaf in leaves(store.expr)]
         return found + [store.into for store in statement.stores if store.add]
     if isinstance(statement, Reduce):
-        return [leaf.view for leaf in leaves(statement.expr)] + ([statement.into] if statement.add else [])
+        return [leaf.view for leaf in leaves(statement.expr)]
     if isinstance(statement, MatMul):
         return [statement.a, statement.b] + ([statement.into] if statement.add else [])
     return statement.views + ([statement.into] if statement.reads_into else [])

@@ -230,9 +230,8 @@ class _Writer:
         count = rows * columns
         whole = buffer.kind != "argument"
         text = f"view({buffer.name}, {start + 1}:{start + count})"
-        if buffer.size == count and start == 0:
-            text = buffer.name
         if whole:
+            text = buffer.name if buffer.size == count and start == 0 else text
             definition = f"reshape({text}, {rows}, {columns})"
             return self.matrices.setdefault(definition, f"m{len(self.matrices) + 1}")
         return f"reshape({text}, {rows}, {columns})"

@@ -213,7 +213,6 @@ class Reduce:
     reduced: tuple[bool, ...]
     expr: Expr
     note: str = ""
-    add: bool = False
 
 
 @dataclass(eq=False)

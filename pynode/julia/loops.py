@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from pynode.julia.ir import Expr, Gather, Literal, Load, Loop, Op, Reduce, Scalar, Shape, View, leaves
+from pynode.julia.ir import Expr, Gather, Literal, Load, Loop, Op, Reduce, Scalar, Shape, View, leaves, mapped, numel
 
 _START = {"+": "zero(T)", "*": "one(T)", "max": "T(-Inf)", "min": "T(Inf)", "|": "false", "&": "true"}
 _COMBINE = {
@@ -213,53 +214,70 @@ def _checked(lines: list[str], indirect: bool) -> list[str]:
     return ["@inbounds begin", *("    " + line for line in lines), "end"]
 
 
-def _ordered(reduce: Reduce) -> list[int]:
-    """Dimensions, outermost first, so that the innermost loop runs along memory."""
-    views = [*_views([reduce.expr]), reduce.into]
-    rank = len(reduce.shape)
+def _ordered(shape: Shape, views: Sequence[View], reduced: Sequence[bool]) -> list[int]:
+    """Dimensions, outermost first, so that the innermost loop is long and runs along memory."""
 
     def score(d: int) -> tuple[float, int]:
-        if reduce.shape[d] == 1:
-            return (-1.0, 0)
-        good = [v.strides[d] in (0, 1) for v in views]
-        return (sum(good) + (0.5 if reduce.reduced[d] else 0.0) + min(reduce.shape[d], 64) / 200, d)
+        along = sum(v.strides[d] in (0, 1) for v in views) / len(views)
+        return (min(shape[d], 32) * (0.25 + along), d)
 
-    inner = max(range(rank), key=score)
-    outer = [d for d in range(rank) if d != inner]
-    outer.sort(key=lambda d: (reduce.reduced[d], d))
+    inner = max(range(len(shape)), key=score)
+    outer = [d for d in range(len(shape)) if d != inner]
+    outer.sort(key=lambda d: (reduced[d], d))
     return [*outer, inner]
 
 
+def _unrolled(reduce: Reduce) -> tuple[Shape, list[bool], list[tuple[View, Expr]]]:
+    """Short dimensions that are kept, written out: one result for each index, all in the same loops."""
+    parts = [(reduce.into, reduce.expr)]
+    shape, reduced = list(reduce.shape), list(reduce.reduced)
+    for d in reversed(range(len(shape))):
+        n = shape[d]
+        if n == 1 or (not reduced[d] and n <= 4 // len(parts) and numel(shape) > 8 * n):
+            parts = [
+                (part.through(look), mapped(expr, lambda v, look=look: v.through(look)))  # type: ignore[misc]
+                for part, expr in parts
+                for look in [partial(torch.select, dim=d, index=k) for k in range(n)]
+            ]
+            del shape[d], reduced[d]
+    return tuple(shape), reduced, parts
+
+
 def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
-    """A reduction: an accumulator per element where the innermost loop is reduced, else sums in place."""
-    views = [*_views([reduce.expr]), reduce.into]
-    order = _ordered(reduce)
-    shape = tuple(reduce.shape[d] for d in order)
-    turned = [tuple(v.strides[d] for d in order) for v in views]
-    sizes, strides, gone = collapsed(shape, turned, [reduce.reduced[d] for d in order])
-    start = _START[reduce.kind]
+    """A reduction: accumulators where the innermost loop is reduced, else sums in place."""
+    start, combine = _START[reduce.kind], _COMBINE[reduce.kind]
     if 0 in reduce.shape:
         kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
-        return _filled(reduce.into, kept, start)
+        return _filled(View(reduce.into.buffer, kept, reduce.into.strides, reduce.into.offset), start)
+    shape, reduced, parts = _unrolled(reduce)
+    exprs, intos = [expr for _, expr in parts], [into for into, _ in parts]
+    views = [*_views(exprs), *intos]
+    order = _ordered(shape, views, reduced)
+    turned = [tuple(v.strides[d] for d in order) for v in views]
+    sizes, strides, gone = collapsed(tuple(shape[d] for d in order), turned, [reduced[d] for d in order])
     nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
-    nest.count(reduce.expr)
-    text = nest.text(reduce.expr)
-    into = nest.index(reduce.into)
-    indirect = _gathers([reduce.expr])
+    for expr in exprs:
+        nest.count(expr)
+    texts = [nest.text(expr) for expr in exprs]
+    indirect = _gathers(exprs)
     if gone[-1]:
         first = gone.index(True)
-        acc = f"acc{next(names)}"  # a name of its own: Julia's loops share the function's variables
-        body = [f"{acc} = {_COMBINE[reduce.kind].format(acc, text)}"]
-        before = {first: [f"{acc} = {start}"]}
-        # Past the loop its variables are gone: the place is told by the outer ones.
-        place = _outer_index(reduce.into, strides[-1][:first], nest.variables[:first])
-        after = {first: [f"{place} {'+=' if reduce.add else '='} {acc}"]}
-        simd = "@simd" if len(sizes) - first == 1 and not indirect and reduce.kind in "+*" else ""
+        # Names of their own: Julia's loops share the function's variables.
+        sums = [f"acc{next(names)}" for _ in parts]
+        body = [f"{acc} = {combine.format(acc, text)}" for acc, text in zip(sums, texts, strict=True)]
+        places = [_outer_index(v, s[:first], nest.variables[:first]) for v, s in zip(views, strides, strict=True)][-len(parts) :]
+        before = {first: [f"{acc} = {start}" for acc in sums]}
+        after = {first: [f"{place} = {acc}" for place, acc in zip(places, sums, strict=True)]}
+        simd = "@simd" if not indirect and reduce.kind in "+*" else ""
         return _checked(list(nest.lines(body, before, after, simd)), indirect)
-    kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
-    fill = [] if reduce.add else _filled(reduce.into, kept, start)
-    body = [f"{into} = {_COMBINE[reduce.kind].format(into, text)}"]
+    fill = [line for into in intos for line in _filled(_once(into, reduced), start)]
+    body = [f"{nest.index(v)} = {combine.format(nest.index(v), text)}" for v, text in zip(intos, texts, strict=True)]
     return [*fill, *_checked(list(nest.lines(body, {}, {}, "" if indirect else "@simd ivdep")), indirect)]
+
+
+def _once(into: View, reduced: Sequence[bool]) -> View:
+    shape = tuple(1 if gone else n for n, gone in zip(into.shape, reduced, strict=True))
+    return View(into.buffer, shape, into.strides, into.offset)
 
 
 def _outer_index(view: View, strides: Shape, variables: list[str]) -> str:
@@ -268,9 +286,8 @@ def _outer_index(view: View, strides: Shape, variables: list[str]) -> str:
     return f"{buffer.name}[{' + '.join([*parts, str(base + view.offset + 1)])}]"
 
 
-def _filled(into: View, shape: Shape, start: str) -> list[str]:
-    view = View(into.buffer, shape, into.strides, into.offset)
-    sizes, (strides,), _ = collapsed(shape, [view.strides], [False] * len(shape))
+def _filled(view: View, start: str) -> list[str]:
+    sizes, (strides,), _ = collapsed(view.shape, [view.strides], [False] * len(view.shape))
     nest = Nest(sizes, {id(view): strides}, iter(()))
     body = [f"{nest.index(view)} = {start}"]
     return _checked(list(nest.lines(body, {}, {}, "@simd ivdep")), False)
