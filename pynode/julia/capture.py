@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pynode.dependencies import Dependencies
 from pynode.errors import explain
@@ -188,7 +189,7 @@ class _Tracer:
         for x in frozen:
             x.requires_grad_()
         try:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
                 traced = make_fx(
                     run,
                     tracing_mode="fake",

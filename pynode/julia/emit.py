@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.julia import lower_pointwise, lower_sums, lower_views
+from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
 from pynode.julia.activations import prelude
 from pynode.julia.capture import Captured
 from pynode.julia.fuse import arranged
 from pynode.julia.ir import (
     Assign,
     Buffer,
-    Call,
     Expr,
     Literal,
     Load,
@@ -29,15 +28,16 @@ from pynode.julia.ir import (
     MatMul,
     Reduce,
     Scalar,
+    Scan,
     Statement,
     Value,
     View,
     numel,
 )
-from pynode.julia.loops import bare, literal, loop_lines, reduce_lines
+from pynode.julia.loops import bare, literal, loop_lines, reduce_lines, scan_lines
 from pynode.julia.lower import Lowering, check_supported
 
-_FAMILIES = (lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
+_FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
 
 _JULIA = {torch.bool: "Bool", torch.int64: "Int64", torch.int32: "Int64"}
 
@@ -163,8 +163,8 @@ class _Writer:
         if self.loops:
             low.statements.append(Assign(Scalar("product", self.dtype), Load(view, self.dtype)))
             return ["return product"]
-        low.statements.append(Call("read", view, []))
-        return ["return product"]
+        buffer, offset = view.buffer, view.offset
+        return [f"return sum(view({buffer.name}, {offset + 1}:{offset + 1}))"]
 
     def _deliver(self, low: Lowering, place: View, value: Value | None) -> None:
         """Put a result where it belongs: computed there if it has been computed into workspace of its own."""
@@ -191,8 +191,11 @@ class _Writer:
             lines = reduce_lines(statement, names)
         elif isinstance(statement, MatMul):
             lines = [self._product(statement)]
+        elif isinstance(statement, Scan):
+            lines = scan_lines(statement, names)
         else:
-            raise NotImplementedError(statement.name)
+            flat = ", ".join(self._flat(v) for v in (statement.into, statement.a, statement.b, statement.columns))
+            lines = [f"convolution!(Val(:{statement.kind}), {flat}, {statement.sizes})"]
         if statement.note and lines:
             lines = [f"# {statement.note}", *lines]
         return lines
@@ -209,6 +212,14 @@ class _Writer:
         # Rows of torch are columns of Julia: intoᵀ = bᵀ aᵀ.
         more = ", true, true" if statement.add else ""
         return f"mul!({into}, {b}, {a}{more})"
+
+    def _flat(self, view: View) -> str:
+        buffer, offset = view.buffer.resolved()
+        start = offset + view.offset
+        count = numel(view.shape)
+        if start == 0 and count == buffer.size and buffer.kind != "work":
+            return buffer.name
+        return f"view({buffer.name}, {start + 1}:{start + count})"
 
     def _matrix(self, view: View) -> str:
         """A matrix of torch, transposed, as a Julia matrix."""
@@ -259,6 +270,8 @@ class _Writer:
             lines.append(f"const {name} = {self._allocated(_dtype_of(name, self.dtype), size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
+        if any("convolution!(" in line for line in body):
+            lines += ["", lower_conv.CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):
             lines += ["", text]
         for function in functions:

@@ -89,8 +89,9 @@ def _as_full(graph: fx.Graph, node: fx.Node) -> None:
     number: Any = _LIKE[node.target]
     if number is None:
         number = node.args[-1] if len(node.args) > 1 else node.kwargs["fill_value"]
+    value = node.meta["val"]
     with graph.inserting_before(node):
-        new = graph.call_function(aten.full.default, (list(node.meta["val"].shape), number))
+        new = graph.call_function(aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device})
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from pynode.julia.ir import Expr, Gather, Literal, Load, Loop, Op, Reduce, Scalar, Shape, View, leaves, mapped, numel
+from pynode.julia.ir import Expr, Gather, Literal, Load, Loop, Op, Reduce, Scalar, Scan, Shape, View, leaves, mapped, numel
 
 _START = {"+": "zero(T)", "*": "one(T)", "max": "T(-Inf)", "min": "T(Inf)", "|": "false", "&": "true"}
+_WHOLE = {"+": "0", "*": "1", "max": "typemin(Int64)", "min": "typemax(Int64)", "|": "false", "&": "true"}
 _COMBINE = {
     "+": "{0} + {1}",
     "*": "{0} * {1}",
@@ -135,11 +136,7 @@ class Nest:
         elif isinstance(expr, Load):
             text = self.index(expr.view)
         elif isinstance(expr, Gather):
-            extra = "".join(
-                f" + {s} * wrapped({bare(self.text(i, depth))}, {n})" if s != 1 else f" + wrapped({bare(self.text(i, depth))}, {n})"
-                for s, n, i in expr.terms
-            )
-            text = self.index(expr.view, extra)
+            text = self.index(expr.view, self.shift(expr.terms, depth))
         else:
             text = expr.template.format(*(self.text(arg, depth) for arg in expr.args))
         hoist = depth < (full if outer is None else outer) and not isinstance(expr, Literal | Scalar)
@@ -155,6 +152,11 @@ class Nest:
             text = name
         self._texts[id(expr)] = text
         return text
+
+    def shift(self, terms: Sequence[tuple[int, int, Expr]], outer: int | None = None) -> str:
+        """What indices add to an address."""
+        parts = [(f"{s} * " if s != 1 else "") + f"wrapped({bare(self.text(i, outer))}, {n})" for s, n, i in terms]
+        return "".join(" + " + part for part in parts)
 
     def lines(self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str) -> Iterator[str]:
         """The nest; ``before[d]`` and ``after[d]`` stand around the loop at depth d."""
@@ -187,7 +189,7 @@ def _gathers(exprs: Sequence[Expr]) -> bool:
 
 def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     """Stores, element by element."""
-    exprs = [store.expr for store in loop.stores]
+    exprs = [expr for store in loop.stores for expr in store.exprs]
     views = [*_views(exprs), *(store.into for store in loop.stores)]
     sizes, strides, _ = collapsed(loop.shape, [v.strides for v in views], [False] * len(loop.shape))
     if 0 in loop.shape:
@@ -198,8 +200,9 @@ def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     body = []
     for store in loop.stores:
         text = nest.text(store.expr)
-        body.append(f"{nest.index(store.into)} {'+=' if store.add else '='} {bare(text)}")
-    indirect = _gathers(exprs)
+        place = nest.index(store.into, nest.shift(store.terms))
+        body.append(f"{place} {'+=' if store.add else '='} {bare(text)}")
+    indirect = _gathers(exprs) or any(store.terms for store in loop.stores)
     lines = list(nest.lines(body, {}, {}, "" if indirect else "@simd ivdep"))
     return _checked(lines, indirect)
 
@@ -245,7 +248,8 @@ def _unrolled(reduce: Reduce) -> tuple[Shape, list[bool], list[tuple[View, Expr]
 
 def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
     """A reduction: accumulators where the innermost loop is reduced, else sums in place."""
-    start, combine = _START[reduce.kind], _COMBINE[reduce.kind]
+    combine = _COMBINE[reduce.kind]
+    start = _START[reduce.kind] if reduce.into.buffer.dtype.is_floating_point else _WHOLE[reduce.kind]
     if 0 in reduce.shape:
         kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
         return _filled(View(reduce.into.buffer, kept, reduce.into.strides, reduce.into.offset), start)
@@ -291,3 +295,23 @@ def _filled(view: View, start: str) -> list[str]:
     nest = Nest(sizes, {id(view): strides}, iter(()))
     body = [f"{nest.index(view)} = {start}"]
     return _checked(list(nest.lines(body, {}, {}, "@simd ivdep")), False)
+
+
+def scan_lines(scan: Scan, names: Iterator[int]) -> list[str]:
+    """A running sum or product: the innermost loop goes along the dimension."""
+    if 0 in scan.shape:
+        return []
+    views = [*_views([scan.expr]), scan.into]
+    order = [*(d for d in range(len(scan.shape)) if d != scan.dim), scan.dim]
+    shape = tuple(scan.shape[d] for d in order)
+    turned = [tuple(v.strides[d] for d in order) for v in views]
+    sizes, strides, along = collapsed(shape, turned, [d == scan.dim for d in order])
+    nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
+    nest.count(scan.expr)
+    text = nest.text(scan.expr)
+    acc = f"acc{next(names)}"
+    real = scan.into.buffer.dtype.is_floating_point
+    start = {"+": "zero(T)", "*": "one(T)"} if real else {"+": "0", "*": "1"}
+    body = [f"{acc} = {_COMBINE[scan.kind].format(acc, text)}", f"{nest.index(scan.into)} = {acc}"]
+    before = {len(sizes) - (1 if along and along[-1] else 0): [f"{acc} = {start[scan.kind]}"]}
+    return _checked(list(nest.lines(body, before, {}, "")), _gathers([scan.expr]))
