@@ -34,7 +34,8 @@ from pynode.julia.ir import (
     View,
     numel,
 )
-from pynode.julia.loops import bare, literal, loop_lines, reduce_lines, scan_lines
+from pynode.julia.launches import LAUNCH, launched
+from pynode.julia.loops import bare, element_lines, literal
 from pynode.julia.lower import Lowering, check_supported
 
 _FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
@@ -104,6 +105,7 @@ class _Writer:
         self.captured = captured
         self.array = array
         self.loops = array == "Array"
+        self.threads = 0
         self.dtype = captured.dtype
         self.constants = [
             Buffer(f"c{i + 1}", x.numel(), self._kind(x.dtype), "constant") for i, x in enumerate(captured.constants)
@@ -131,7 +133,7 @@ class _Writer:
             inputs[f"p{i}"] = Value(Load(View.of(p, slot.shape, slot.offset), dtype), slot.shape)
         for i, (buffer, x) in enumerate(zip(self.constants, captured.constants, strict=True)):
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
-        low = Lowering(module.graph, inputs, dtype, self.loops)
+        low = Lowering(module.graph, inputs, dtype)
         values = low.run()
         lines: list[str] = []
         if any(node.name == "t" for node in module.graph.nodes if node.op == "placeholder"):
@@ -185,20 +187,21 @@ class _Writer:
             nothing: Any = Loop((), [])
             lines = [f"{statement.target.name} = {self._scalar_text(statement.expr, names)}"]
             del nothing
-        elif isinstance(statement, Loop):
-            lines = loop_lines(statement, names)
-        elif isinstance(statement, Reduce):
-            lines = reduce_lines(statement, names)
+        elif isinstance(statement, Loop | Reduce | Scan):
+            lines = (element_lines if self.loops else self._launch)(statement, names)
         elif isinstance(statement, MatMul):
             lines = [self._product(statement)]
-        elif isinstance(statement, Scan):
-            lines = scan_lines(statement, names)
         else:
             flat = ", ".join(self._flat(v) for v in (statement.into, statement.a, statement.b, statement.columns))
             lines = [f"convolution!(Val(:{statement.kind}), {flat}, {statement.sizes})"]
         if statement.note and lines:
             lines = [f"# {statement.note}", *lines]
         return lines
+
+    def _launch(self, statement: Loop | Reduce | Scan, names: Iterator[int]) -> list[str]:
+        launch = launched(statement, names)
+        self.threads = max(self.threads, launch.threads)
+        return launch.lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
         from pynode.julia.loops import Nest
@@ -270,6 +273,8 @@ class _Writer:
             lines.append(f"const {name} = {self._allocated(_dtype_of(name, self.dtype), size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
+        if self.threads:
+            lines += [f"const done = {self._allocated(torch.bool, self.threads)}", LAUNCH.rstrip()]
         if any("convolution!(" in line for line in body):
             lines += ["", lower_conv.CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):

@@ -71,14 +71,11 @@ class Lowering:
         By the names of the graph's placeholders.
     dtype : torch.dtype
         The state's.
-    loops : bool
-        Whether the program may index single elements.
     """
 
-    def __init__(self, graph: fx.Graph, inputs: dict[str, Value], dtype: torch.dtype, loops: bool = True) -> None:
+    def __init__(self, graph: fx.Graph, inputs: dict[str, Value], dtype: torch.dtype) -> None:
         self.graph = graph
         self.dtype = dtype
-        self.loops = loops
         self.statements: list[Statement] = []
         self._env: dict[fx.Node, Any] = {}
         self._inputs = inputs

@@ -17,20 +17,8 @@ from pynode.julia.refusal import NotCapturable, source_line
 aten = torch.ops.aten
 
 
-def _needs_loops(low: Lowering, node: fx.Node) -> None:
-    if not low.loops:
-        raise NotCapturable(
-            explain(
-                f"{node.target}{source_line(node)} writes single elements",
-                "operators on whole arrays, on a GPU",
-                "use the CPU, or the callback route",
-            )
-        )
-
-
 @rule(aten.index_put.default, aten._unsafe_index_put.default)
 def _index_put(low: Lowering, node: fx.Node) -> Value:
-    _needs_loops(low, node)
     base, values = low.value(node.args[0]), low.value(node.args[2])
     given: Any = node.args[1]
     indices = [None if i is None else low.value(i) for i in given]
@@ -64,7 +52,6 @@ def _index_put(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.scatter_add.default, aten.scatter.src, aten.scatter.value)
 def _scatter(low: Lowering, node: fx.Node) -> Value:
-    _needs_loops(low, node)
     base, index = low.value(node.args[0]), low.value(node.args[2])
     dim = int(node.args[1]) % max(len(base.shape), 1)  # type: ignore[call-overload]
     source = low.value(node.args[3])
@@ -122,7 +109,6 @@ def _argmax(low: Lowering, node: fx.Node) -> Value:
     dim %= len(value.shape)
     kind = "max" if node.target is aten.argmax.default else "min"
     best = reduced(low, kind, value, [dim], True, value.dtype, note_of(node))
-    _needs_loops(low, node)
     count = low.fresh((value.shape[dim],), torch.int64)
     low.write(count, Value(Literal(1, torch.int64), count.shape), note_of(node))
     order = low.fresh(count.shape, torch.int64)
