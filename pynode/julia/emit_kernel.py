@@ -50,7 +50,23 @@ _ELEMENTWISE = {
     "reciprocal": "reciprocal",
     **{x: x for x in ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "abs", "exp", "exp2", "expm1", "log")},
     **{x: x for x in ("log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh")},
-    **{x: x for x in ("cosh", "tanh", "asinh", "acosh", "atanh", "sigmoid", "sign", "floor", "ceil", "round", "trunc")},
+    **{
+        x: x
+        for x in (
+            "cosh",
+            "tanh",
+            "asinh",
+            "acosh",
+            "atanh",
+            "sigmoid",
+            "erf",
+            "sign",
+            "floor",
+            "ceil",
+            "round",
+            "trunc",
+        )
+    },
 }
 
 #: Operations that only move data: torch runs them on node numbers. Zeros they write are node 0, the number 0.

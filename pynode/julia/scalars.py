@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from pynode.julia.error_function import FAR, NEAR
+
 Node = tuple[object, ...]
 
 #: Julia text of an operation, to be filled with its operands. Functions with an underscore are in PRELUDE.
@@ -44,6 +46,7 @@ TEMPLATES = {
     "fmod": "rem_({}, {})",
     "remainder": "mod_({}, {})",
     "sigmoid": "sigmoid_({})",
+    "erf": "erf_({})",
     "sign": "sign_({})",
     "round": "round({})",
     "isnan": "isnan({})",
@@ -88,6 +91,15 @@ PRELUDE = {
     "sigmoid_": "@inline function sigmoid_(x)\n    e = exp(-abs(x))\n"
     "    return ifelse(x < 0, e, one(e)) / (1 + e)\nend",
 }
+
+
+# erfc(a) is nothing beside 1 from 7 on, in either precision, and the approximation needs a finite a.
+_ERF = """@inline function erf_(x)
+    a = min(abs(x), T(7))
+    near = x * evalpoly(x * x, ({near}))
+    far = 1 - exp(-a * a) * evalpoly((a - {center}) / (a + {center}), ({far})) / (1 + 2a)
+    return ifelse(abs(x) < 1, near, ifelse(isnan(x), x, copysign(far, x)))
+end"""
 
 
 class Scalars:
@@ -226,6 +238,9 @@ class Scalars:
         kind = "Float32" if self.dtype == torch.float32 else "Float64"
         joined = "\n".join(body)
         prelude = [x for name, x in PRELUDE.items() if f"{name}(" in joined]
+        if "erf_(" in joined:
+            near, far = (", ".join(map(self.literal, table[kind])) for table in (NEAR, FAR))
+            prelude.append(_ERF.format(near=near, far=far, center=self.literal(2.0 if kind == "Float32" else 3.75)))
         values = ", ".join(text[x] for x in results) + ("," if len(results) == 1 else "")
         lines = [*(f"# {x}" for x in header), f"const T = {kind}", *prelude]
         return "\n".join([*lines, "@inline function f(u, p, t)", *body, f"    return ({values})", "end", ""])
