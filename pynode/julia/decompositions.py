@@ -52,8 +52,6 @@ _MORE = (
     aten.slice_backward,
     aten.index_add,
     aten.index_copy,
-    aten._cdist_forward,
-    aten._cdist_backward,
 )
 
 
@@ -127,12 +125,46 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norm: Tensor, dim:
     return g / norm * (grad - v * (along / norm.square())), along / norm
 
 
+def _cdist(a: Tensor, b: Tensor, p: float, _: int | None = None) -> Tensor:
+    return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+
+
+def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distance: Tensor) -> Tensor:
+    step = a.unsqueeze(-2) - b.unsqueeze(-3)
+    far = distance.unsqueeze(-1)
+    rate = step.sign() * (step.abs() / far) ** (p - 1) if p != 2 else step / far
+    return (grad.unsqueeze(-1) * torch.where(far == 0, 0.0, rate)).sum(-2)
+
+
+def _padded(x: Tensor, amounts: list[int]) -> tuple[list[int], Tensor]:
+    """Indices, into the flat last dimensions of ``x``, of what lies in its padded form."""
+    sizes = list(x.shape[-(len(amounts) // 2) :])
+    flat = torch.zeros([1] * len(sizes), dtype=torch.int64, device=x.device)
+    for k, n in enumerate(reversed(sizes)):
+        before, after = amounts[2 * k : 2 * k + 2]
+        places = torch.arange(-before, n + after, device=x.device).clamp(0, n - 1)
+        step = math.prod(sizes[len(sizes) - k :])
+        flat = flat + (places * step).reshape([-1 if d == len(sizes) - 1 - k else 1 for d in range(len(sizes))])
+    return sizes, flat.reshape(-1)
+
+
+def _replication_pad_backward(grad: Tensor, x: Tensor, padding: list[int]) -> Tensor:
+    sizes, places = _padded(x, list(padding))
+    lead = list(x.shape[: x.ndim - len(sizes)])
+    zero = torch.zeros([*lead, math.prod(sizes)], dtype=x.dtype, device=x.device)
+    return zero.index_add(-1, places, grad.reshape(*lead, -1)).reshape(x.shape)
+
+
 _OWN: dict[Any, Any] = {
     aten.var_mean.correction: _var_mean,
     aten.var.correction: _var,
     aten.std.correction: _std,
     aten.repeat.default: _repeat,
     aten._trilinear.default: _trilinear,
+    aten._cdist_forward.default: _cdist,
+    aten._cdist_backward.default: _cdist_backward,
+    aten.replication_pad1d_backward.default: _replication_pad_backward,
+    aten.replication_pad2d_backward.default: _replication_pad_backward,
     aten._weight_norm_interface.default: _weight_norm,
     aten._weight_norm_interface_backward.default: _weight_norm_backward,
 }

@@ -7,9 +7,9 @@ library only. Workspace is allocated once, when the text is evaluated: the funct
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
 from pynode.julia.activations import prelude
 from pynode.julia.capture import Captured
-from pynode.julia.fuse import arranged
+from pynode.julia.fuse import Workspace, arranged
 from pynode.julia.ir import (
     Assign,
     Buffer,
@@ -32,10 +32,11 @@ from pynode.julia.ir import (
     Statement,
     Value,
     View,
+    leaves,
     numel,
 )
 from pynode.julia.launches import LAUNCH, launched
-from pynode.julia.loops import bare, element_lines, literal
+from pynode.julia.loops import Nest, bare, element_lines, literal
 from pynode.julia.lower import Lowering, check_supported
 
 _FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
@@ -71,6 +72,8 @@ def _values(x: Tensor) -> str:
     return f"{kind}[{', '.join(bare(literal(v, x.dtype)) for v in flat.tolist())}]"
 
 
+_TIME = re.compile(r"\btime\b")
+
 #: Each function: its head, the array it fills.
 _HEADS = {
     "f": ("f!(du, u, p, t)", "du", "the derivative f(t, u)"),
@@ -96,7 +99,8 @@ def emit(captured: Captured, array: str = "Array") -> Program:
         For operators that have no Julia form.
     """
     writer = _Writer(captured, array)
-    functions = [writer.function(name) for name in _HEADS]
+    lowered = {name: writer.lowered(name) for name in _HEADS}  # first all of them: they share their workspace
+    functions = [writer.function(name, *parts) for name, parts in lowered.items()]
     return Program(writer.text(functions), list(captured.constants))
 
 
@@ -110,15 +114,16 @@ class _Writer:
         self.constants = [
             Buffer(f"c{i + 1}", x.numel(), self._kind(x.dtype), "constant") for i, x in enumerate(captured.constants)
         ]
-        self.workspace: dict[tuple[str, int], int] = {}
+        self.workspace = Workspace()
         self.matrices: dict[str, str] = {}
 
     def _kind(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if dtype.is_floating_point else torch.bool if dtype == torch.bool else torch.int64
 
-    def function(self, name: str) -> list[str]:
+    def lowered(self, name: str) -> tuple[list[Statement], list[str]]:
+        """A function's statements, and the lines after them."""
         captured, dtype = self.captured, self.dtype
-        head, result, meaning = _HEADS[name]
+        _, result, _ = _HEADS[name]
         module = captured.graphs[name]
         check_supported(module.graph)
         u = Buffer("u", captured.size, dtype, "argument")
@@ -135,9 +140,6 @@ class _Writer:
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
         low = Lowering(module.graph, inputs, dtype)
         values = low.run()
-        lines: list[str] = []
-        if any(node.name == "t" for node in module.graph.nodes if node.op == "placeholder"):
-            lines.append("time = T(t)")
         if name == "vjp_t":
             ending = self._number(low, values[0])
         else:
@@ -148,25 +150,31 @@ class _Writer:
             for place, value in zip(places, values, strict=True):
                 self._deliver(low, place, value)
             ending = ["return nothing"]
-        statements = arranged(low.statements, self.workspace)
+        statements = arranged(low.statements)
+        self.workspace.place(statements)
+        return statements, ending
+
+    def function(self, name: str, statements: Sequence[Statement], ending: list[str]) -> list[str]:
+        """A function's text."""
+        head, _, meaning = _HEADS[name]
         names = itertools.count(1)
-        for statement in statements:
-            lines += self._statement(statement, names)
+        lines = [line for statement in statements for line in self._statement(statement, names)]
+        if any(_TIME.search(line) for line in [*lines, *ending]):
+            lines = ["time = T(t)", *lines]
         return [f"# {meaning}", f"function {head}", *("    " + line for line in [*lines, *ending]), "end"]
 
     def _number(self, low: Lowering, value: Value | None) -> list[str]:
+        """The line that returns a number."""
         if value is None:
             return ["return zero(T)"]
         if isinstance(value.expr, Scalar):
             return [f"return {value.expr.name}"]
         if isinstance(value.expr, Literal):
             return [f"return {literal(value.expr.value, self.dtype)}"]
-        view = low.in_order(value)
-        if self.loops:
-            low.statements.append(Assign(Scalar("product", self.dtype), Load(view, self.dtype)))
-            return ["return product"]
-        buffer, offset = view.buffer, view.offset
-        return [f"return sum(view({buffer.name}, {offset + 1}:{offset + 1}))"]
+        into = low.fresh((), self.dtype)
+        low.write(into, value)
+        into.buffer.name, into.buffer.kind = "product", "result"
+        return ["return product[1]" if self.loops else "return sum(product)"]
 
     def _deliver(self, low: Lowering, place: View, value: Value | None) -> None:
         """Put a result where it belongs: computed there if it has been computed into workspace of its own."""
@@ -184,9 +192,7 @@ class _Writer:
     def _statement(self, statement: Statement, names: Iterator[int]) -> list[str]:
         lines: list[str]
         if isinstance(statement, Assign):
-            nothing: Any = Loop((), [])
             lines = [f"{statement.target.name} = {self._scalar_text(statement.expr, names)}"]
-            del nothing
         elif isinstance(statement, Loop | Reduce | Scan):
             lines = (element_lines if self.loops else self._launch)(statement, names)
         elif isinstance(statement, MatMul):
@@ -204,9 +210,6 @@ class _Writer:
         return launch.lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
-        from pynode.julia.loops import Nest
-        from pynode.julia.ir import leaves
-
         nest = Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
         return bare(nest.text(expr))
 
@@ -220,7 +223,7 @@ class _Writer:
         buffer, offset = view.buffer.resolved()
         start = offset + view.offset
         count = numel(view.shape)
-        if start == 0 and count == buffer.size and buffer.kind != "work":
+        if start == 0 and count == buffer.size and buffer.kind != "slot":
             return buffer.name
         return f"view({buffer.name}, {start + 1}:{start + count})"
 
@@ -269,8 +272,8 @@ class _Writer:
             lines.append(f"const {buffer.name} = {self._allocated(buffer.dtype, buffer.size)}  # {tuple(x.shape)}")
         comma = "," if len(self.constants) == 1 else ""
         lines.append(f"const constants = ({', '.join(buffer.name for buffer in self.constants)}{comma})")
-        for (name, _), size in self.workspace.items():
-            lines.append(f"const {name} = {self._allocated(_dtype_of(name, self.dtype), size)}")
+        for slot in [*self.workspace.slots, Buffer("product", 1, self.dtype, "result")]:
+            lines.append(f"const {slot.name} = {self._allocated(slot.dtype, slot.size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
         if self.threads:
@@ -285,7 +288,3 @@ class _Writer:
 
     def _allocated(self, dtype: torch.dtype, size: int) -> str:
         return f"{self.array}{{{_JULIA.get(dtype, 'T')}}}(undef, {size})"
-
-
-def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return {"b": torch.bool, "i": torch.int64}.get(name[0], dtype)

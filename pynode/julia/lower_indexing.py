@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import fx
 
 from pynode.errors import explain
-from pynode.julia.ir import Expr, Literal, Loop, Scan, Store, Value, View
+from pynode.julia.ir import Expr, Literal, Load, Loop, Op, Scan, Store, Value, View
 from pynode.julia.lower import Lowering, broadcast, note_of, rule
 from pynode.julia.lower_pointwise import converted, result_dtype
+from pynode.julia.lower_sums import reduced
 from pynode.julia.refusal import NotCapturable, source_line
 
 aten = torch.ops.aten
@@ -95,10 +95,6 @@ def _scan(low: Lowering, node: fx.Node, kind: str) -> Value:
 
 @rule(aten.argmax.default, aten.argmin.default)
 def _argmax(low: Lowering, node: fx.Node) -> Value:
-    """The first index whose value is extreme: the least of the indices of all that equal the extreme."""
-    from pynode.julia.ir import Load, Op
-    from pynode.julia.lower_sums import reduced
-
     value = low.loaded(low.in_memory(low.value(node.args[0])))
     dim: Any = node.args[1] if len(node.args) > 1 else None
     keep = bool(node.args[2]) if len(node.args) > 2 else False
@@ -107,7 +103,21 @@ def _argmax(low: Lowering, node: fx.Node) -> Value:
     if not value.shape:
         return Value(Literal(0, torch.int64), ())
     dim %= len(value.shape)
-    kind = "max" if node.target is aten.argmax.default else "min"
+    return _extreme(low, node, "max" if node.target is aten.argmax.default else "min", value, dim, keep)[1]
+
+
+@rule(aten.max.dim, aten.min.dim)
+def _max(low: Lowering, node: fx.Node) -> tuple[Value, Value]:
+    value = low.loaded(low.in_memory(low.value(node.args[0])))
+    dim = int(node.args[1]) % max(len(value.shape), 1)  # type: ignore[call-overload]
+    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    return _extreme(low, node, "max" if node.target is aten.max.dim else "min", value, dim, keep)
+
+
+def _extreme(low: Lowering, node: fx.Node, kind: str, value: Value, dim: int, keep: bool) -> tuple[Value, Value]:
+    """Extremes along a dimension, and the first index of each: the least of those whose value equals it."""
+    if not value.shape:
+        return value, Value(Literal(0, torch.int64), ())
     best = reduced(low, kind, value, [dim], True, value.dtype, note_of(node))
     count = low.fresh((value.shape[dim],), torch.int64)
     low.write(count, Value(Literal(1, torch.int64), count.shape), note_of(node))
@@ -119,7 +129,5 @@ def _argmax(low: Lowering, node: fx.Node) -> Value:
     at = broadcast(best, shape).expr
     same = Op("(({0} == {1}) | ({0} != {0}))", (value.expr, at), torch.bool, 2)
     place = Op("ifelse({0}, {1} - 1, typemax(Int64))", (same, number), torch.int64, 2)
-    return reduced(low, "min", Value(place, shape), [dim], keep, torch.int64, note_of(node))
-
-
-_ = math
+    first = reduced(low, "min", Value(place, shape), [dim], keep, torch.int64, note_of(node))
+    return (best if keep else low.seen(best, lambda x: x.squeeze(dim))), first

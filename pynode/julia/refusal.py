@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from typing import Any
 
 import torch
 from torch import fx
@@ -38,8 +39,17 @@ def _where(frames: list[tuple[str, str]]) -> str:
 
 
 def check_trace(traced: fx.GraphModule) -> None:
-    """Raise NotCapturable for operators that draw random numbers."""
+    """Raise NotCapturable for operators that draw random numbers, and for values that Python took."""
     for node in traced.graph.nodes:
+        if node.target is torch.ops.aten._local_scalar_dense.default or _symbolic(node.meta.get("val")):
+            what = "takes a number out of a tensor (.item(), float())" if not _symbolic_shape(node) else "has a shape"
+            raise NotCapturable(
+                explain(
+                    f"f {what} that depends on data ({node.target}{source_line(node)})",
+                    "an f that does not depend on data but through tensor operators",
+                    "leave numbers in their tensors (t * y, not t.item() * y), select with torch.where",
+                )
+            )
         if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
             if node.target.name() == "aten::native_dropout" and node.args[2] is False:
                 continue
@@ -50,6 +60,18 @@ def check_trace(traced: fx.GraphModule) -> None:
                     "call .eval(), or draw the noise outside and pass it through args=",
                 )
             )
+
+
+def _symbolic(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_symbolic, value))
+    if isinstance(value, torch.Tensor):
+        return not all(isinstance(n, int) for n in value.shape)
+    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _symbolic_shape(node: fx.Node) -> bool:
+    return node.target is not torch.ops.aten._local_scalar_dense.default
 
 
 _DATA = (
