@@ -1,8 +1,8 @@
 """The prelude: scalar functions an emitted program may use, each with what it calls; only those used are emitted.
 
 The exponential and what is made of it have no branch, so that loops over them are vectorised: ``x = k ln 2 + r``,
-``|r| <= ln 2 / 2``, ``exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)`` with a polynomial for ``exp(r) - 1``. Its coefficients
-are those of the interpolation of ``(exp(r) - 1 - r) / r^2`` in Chebyshev points, computed where this file is loaded.
+``|r| <= ln 2 / 2``, ``exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)`` with a polynomial for ``exp(r) - 1``. Its
+coefficients are those of the interpolation of ``(exp(r) - 1 - r) / r^2`` in Chebyshev points.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pynode.julia.names import controller_number, known, number_of
 from pynode.julia.pulling_back import pull_back
 from pynode.julia.record import JuliaRecord, device_number
 from pynode.julia.routes import dependencies_of, route_for
-from pynode.julia.runtime import julia
+from pynode.julia.runtime import absent, julia
 from pynode.native.meshes import mesh_of
 from pynode.sensealg import (
     BacksolveAdjoint,
@@ -47,6 +48,9 @@ class JuliaBackend:
     """Solvers of SciML."""
 
     name = "julia"
+
+    def absent(self) -> str | None:
+        return absent()
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         if not known(algorithm):
@@ -84,7 +88,7 @@ class JuliaBackend:
             mesh = numbers("t", mesh_of(request.algorithm, problem.t.detach()))  # type: ignore[arg-type]
             stops = np.array(mesh[1:-1])
             # Every step ends at the next stop, whatever this is.
-            dt = 2.0 * max(abs(b - a) for a, b in zip(mesh, mesh[1:], strict=False))
+            dt = 2.0 * max(abs(b - a) for a, b in itertools.pairwise(mesh))
         jumps = np.array(sorted(request.jumps))
         rtols, atols = (_each(request, x) for x in (request.rtol, request.atol))
         if (rtols is None) != (atols is None):
@@ -118,6 +122,7 @@ class JuliaBackend:
             force_dtmin=request.force_dtmin,
             keep=0 if sparse and not request.save_steps else 1,
             device=device_number(layout.device),
+            hold=request.differentiable or not sparse or request.save_steps,
         )
         reply = record.call("solve", byref(call))
         record.solution, record.steps = int(reply.solution), int(reply.steps)

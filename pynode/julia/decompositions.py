@@ -103,7 +103,14 @@ def _repeat(x: Tensor, repeats: list[int]) -> Tensor:
 
 
 def _trilinear(
-    a: Tensor, b: Tensor, c: Tensor, expand_a: list[int], expand_b: list[int], expand_c: list[int], over: list[int], _: int = 1
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: list[int],
+    expand_b: list[int],
+    expand_c: list[int],
+    over: list[int],
+    _: int = 1,
 ) -> Tensor:
     for d in expand_a:
         a = a.unsqueeze(d)
@@ -126,7 +133,8 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norm: Tensor, dim:
 
 
 def _cdist(a: Tensor, b: Tensor, p: float, _: int | None = None) -> Tensor:
-    return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+    distance: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+    return distance
 
 
 def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distance: Tensor) -> Tensor:
@@ -174,6 +182,7 @@ def _table() -> dict[Any, Any]:
     table: dict[Any, Any] = dict(core_aten_decompositions())
     table.update(get_decompositions(_MORE))
     table.update(_OWN)
+    packet: Any
     for packet in _KEPT:
         for name in packet.overloads():
             table.pop(getattr(packet, name), None)

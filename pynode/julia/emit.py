@@ -38,8 +38,15 @@ from pynode.julia.ir import (
 from pynode.julia.launches import LAUNCH, launched
 from pynode.julia.loops import Nest, bare, element_lines, literal
 from pynode.julia.lower import Lowering, check_supported
+from pynode.julia.matrix_product import product
 
-_FAMILIES = (lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
+_FAMILIES = (
+    lower_conv,
+    lower_indexing,
+    lower_pointwise,
+    lower_sums,
+    lower_views,
+)  # importing them registers their operators
 
 _JULIA = {torch.bool: "Bool", torch.int64: "Int64", torch.int32: "Int64"}
 
@@ -216,8 +223,8 @@ class _Writer:
     def _product(self, statement: MatMul) -> str:
         into, a, b = (self._matrix(v) for v in (statement.into, statement.a, statement.b))
         # Rows of torch are columns of Julia: intoᵀ = bᵀ aᵀ.
-        more = ", true, true" if statement.add else ""
-        return f"mul!({into}, {b}, {a}{more})"
+        more = ", true" if statement.add else ""
+        return f"product!({into}, {b}, {a}{more})"
 
     def _flat(self, view: View) -> str:
         buffer, offset = view.buffer.resolved()
@@ -260,7 +267,7 @@ class _Writer:
         lines = [
             "# Written by pynode: a torch function and its products, on flat vectors in torch's row-major order.",
             f"# n = {captured.size}, state {kind}; workspace is shared: the functions are not reentrant.",
-            "using LinearAlgebra: mul!",
+            "using LinearAlgebra: BLAS, Transpose, mul!",
             "",
             f"const T = {kind}",
         ]
@@ -272,13 +279,16 @@ class _Writer:
             lines.append(f"const {buffer.name} = {self._allocated(buffer.dtype, buffer.size)}  # {tuple(x.shape)}")
         comma = "," if len(self.constants) == 1 else ""
         lines.append(f"const constants = ({', '.join(buffer.name for buffer in self.constants)}{comma})")
-        for slot in [*self.workspace.slots, Buffer("product", 1, self.dtype, "result")]:
-            lines.append(f"const {slot.name} = {self._allocated(slot.dtype, slot.size)}")
+        for array in [*self.workspace.slots, Buffer("product", 1, self.dtype, "result")]:
+            lines.append(f"const {array.name} = {self._allocated(array.dtype, array.size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
         if self.threads:
             lines += [f"const done = {self._allocated(torch.bool, self.threads)}", LAUNCH.rstrip()]
-        if any("convolution!(" in line for line in body):
+        convolved = any("convolution!(" in line for line in body)
+        if convolved or any("product!(" in line for line in body):
+            lines += ["", product(self.array == "Array")]
+        if convolved:
             lines += ["", lower_conv.CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):
             lines += ["", text]

@@ -55,9 +55,7 @@ class EmittedRoute:
 
     captured = True
 
-    def __init__(
-        self, program: LoadedProgram, constants: list[Tensor], inputs: list[Tensor], used: list[bool]
-    ) -> None:
+    def __init__(self, program: LoadedProgram, constants: list[Tensor], inputs: list[Tensor], used: list[bool]) -> None:
         self._program, self.inputs, self.used = program, inputs, used
         self.number = program.number
         self._constants = constants

@@ -33,7 +33,9 @@ def _without_unread(statements: list[Statement]) -> list[Statement]:
     for statement in reversed(statements):
         targets = writes(statement)
         if isinstance(statement, Loop):
-            statement.stores = [s for s in statement.stores if _root(s.into).kind != "work" or id(_root(s.into)) in wanted]
+            statement.stores = [
+                s for s in statement.stores if _root(s.into).kind != "work" or id(_root(s.into)) in wanted
+            ]
             if not statement.stores:
                 continue
         elif targets and _root(targets[0]).kind == "work" and id(_root(targets[0])) not in wanted:
@@ -134,7 +136,9 @@ def _price(expr: Expr, seen: set[int]) -> int:
     return 1 + sum(_price(x, seen) for x in expr.args)
 
 
-def _forwarded(expr: Expr, stored: dict[tuple[int, int, tuple[int, ...]], Expr], memo: dict[int, Expr] | None = None) -> Expr:
+def _forwarded(
+    expr: Expr, stored: dict[tuple[int, int, tuple[int, ...]], Expr], memo: dict[int, Expr] | None = None
+) -> Expr:
     """The expression with loads of what the same loop has stored replaced by it."""
     memo = {} if memo is None else memo
     if id(expr) in memo:
@@ -185,4 +189,3 @@ class Workspace:
             slot.size = max(slot.size, buffer.size)
             buffer.home = (slot, 0)
             busy.append((last[key], slot))
-

@@ -91,7 +91,9 @@ def _as_full(graph: fx.Graph, node: fx.Node) -> None:
         number = node.args[-1] if len(node.args) > 1 else node.kwargs["fill_value"]
     value = node.meta["val"]
     with graph.inserting_before(node):
-        new = graph.call_function(aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device})
+        new = graph.call_function(
+            aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device}
+        )
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
@@ -176,7 +178,8 @@ def _replace(
         with graph.inserting_before(first):
             new = graph.placeholder(f"k{known[key]}")
         new.meta = {**node.meta, "val": value}
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user in outside)
+        for user in outside:
+            user.replace_input_with(node, new)
     _clean(graph)
     for node in [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith("c")]:
         # Only views of it are used.

@@ -9,7 +9,22 @@ from functools import partial
 import numpy as np
 import torch
 
-from pynode.julia.ir import Expr, Gather, Literal, Load, Loop, Op, Reduce, Scalar, Scan, Shape, View, leaves, mapped, numel
+from pynode.julia.ir import (
+    Expr,
+    Gather,
+    Literal,
+    Load,
+    Loop,
+    Op,
+    Reduce,
+    Scalar,
+    Scan,
+    Shape,
+    View,
+    leaves,
+    mapped,
+    numel,
+)
 
 _START = {"+": "zero(T)", "*": "one(T)", "max": "T(-Inf)", "min": "T(Inf)", "|": "false", "&": "true"}
 _WHOLE = {"+": "0", "*": "1", "max": "typemin(Int64)", "min": "typemax(Int64)", "|": "false", "&": "true"}
@@ -99,7 +114,9 @@ class Nest:
         buffer, base = view.buffer.resolved()
         strides = self.strides[id(view)]
         constant = base + view.offset + 1 - (strides[-1] if strides else 0)
-        parts = [v if s == 1 else f"{s}{v}" for v, s in zip(reversed(self.variables), reversed(strides), strict=True) if s]
+        parts = [
+            v if s == 1 else f"{s}{v}" for v, s in zip(reversed(self.variables), reversed(strides), strict=True) if s
+        ]
         text = " + ".join(parts).replace("+ -", "- ")
         text += extra
         if not text:
@@ -167,7 +184,9 @@ class Nest:
         """What is computed inside ``depth`` loops, before the next one or before the body."""
         return [*self._hoisted.get(depth, []), *(self.inner if depth == len(self.sizes) else [])]
 
-    def lines(self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str) -> Iterator[str]:
+    def lines(
+        self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str
+    ) -> Iterator[str]:
         """The nest; ``before[d]`` and ``after[d]`` stand around the loop at depth d."""
         depth = len(self.sizes)
         for d in range(depth):
@@ -278,7 +297,9 @@ def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
         # Names of their own: Julia's loops share the function's variables.
         sums = [f"acc{next(names)}" for _ in parts]
         body = [f"{acc} = {combine.format(acc, text)}" for acc, text in zip(sums, texts, strict=True)]
-        places = [_outer_index(v, s[:first], nest.variables[:first]) for v, s in zip(views, strides, strict=True)][-len(parts) :]
+        places = [_outer_index(v, s[:first], nest.variables[:first]) for v, s in zip(views, strides, strict=True)][
+            -len(parts) :
+        ]
         before = {first: [f"{acc} = {start}" for acc in sums]}
         after = {first: [f"{place} = {acc}" for place, acc in zip(places, sums, strict=True)]}
         simd = "@simd" if not indirect and reduce.kind in "+*" else ""
@@ -320,7 +341,8 @@ def scan_lines(scan: Scan, names: Iterator[int]) -> list[str]:
     text = nest.text(scan.expr)
     acc = f"acc{next(names)}"
     body = [f"{acc} = {COMBINE[scan.kind].format(acc, text)}", f"{nest.index(scan.into)} = {acc}"]
-    before = {len(sizes) - (1 if along and along[-1] else 0): [f"{acc} = {start_of(scan.kind, scan.into.buffer.dtype)}"]}
+    start = start_of(scan.kind, scan.into.buffer.dtype)
+    before = {len(sizes) - (1 if along and along[-1] else 0): [f"{acc} = {start}"]}
     return _checked(list(nest.lines(body, before, {}, "")), _gathers([scan.expr]))
 
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from pynode.errors import explain
 from pynode.julia.ir import Convolve, Value
-from pynode.julia.lower import Lowering, note_of, rule
+from pynode.julia.lower import Lowering, arguments, note_of, rule
 from pynode.julia.lower_sums import reduced
 from pynode.julia.refusal import NotCapturable, source_line
 
@@ -43,7 +43,7 @@ class _Spec:
         n, c, h, w = wide
         _, o, p, q = narrow
         r, s = self.kernel[2:]
-        names = "n, c, h, w, o, p, q, r, s, groups".split(", ")
+        names = list("nchwopqrs") + ["groups"]
         sizes = [n, c, h, w, o, p, q, r, s, self.groups]
         parts = [f"{name} = {size}" for name, size in zip(names, sizes, strict=True)]
         for name, pair in (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation)):
@@ -52,7 +52,8 @@ class _Spec:
 
     def columns(self, other: list[int]) -> int:
         wide, narrow = (other, self.image) if self.transposed else (self.image, other)
-        return wide[1] // self.groups * self.kernel[2] * self.kernel[3] * narrow[2] * narrow[3]
+        count: int = wide[1] // self.groups * self.kernel[2] * self.kernel[3] * narrow[2] * narrow[3]
+        return count
 
 
 def _image(shape: Any) -> list[int]:
@@ -61,8 +62,8 @@ def _image(shape: Any) -> list[int]:
 
 @rule(aten.convolution.default)
 def _convolution(low: Lowering, node: fx.Node) -> Value:
-    x, w = low.value(node.args[0]), low.value(node.args[1])
-    rest: Any = node.args[3:]
+    x, w = low.value(arguments(node)[0]), low.value(arguments(node)[1])
+    rest: Any = arguments(node)[3:]
     spec = _Spec(node, x.shape, w.shape, rest)
     shape = tuple(node.meta["val"].shape)
     into = low.fresh(shape)
@@ -73,9 +74,9 @@ def _convolution(low: Lowering, node: fx.Node) -> Value:
         Convolve(kind, into, low.in_order(x), low.in_order(w), columns, spec.text(other), note_of(node))
     )
     result = low.loaded(into)
-    if node.args[2] is None:
+    if arguments(node)[2] is None:
         return result
-    bias = low.value(node.args[2])
+    bias = low.value(arguments(node)[2])
     spread = low.seen(bias, lambda b: b.view(1, -1, *[1] * (len(shape) - 2)).expand(shape))
     from pynode.julia.lower_pointwise import plus
 
@@ -84,9 +85,9 @@ def _convolution(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.convolution_backward.default)
 def _backward(low: Lowering, node: fx.Node) -> list[Value | None]:
-    g, x, w = (low.value(a) for a in node.args[:3])
-    rest: Any = node.args[4:10]
-    wanted: Any = node.args[10]
+    g, x, w = (low.value(a) for a in arguments(node)[:3])
+    rest: Any = arguments(node)[4:10]
+    wanted: Any = arguments(node)[10]
     used = {user.args[1] for user in node.users if user.users}
     spec = _Spec(node, x.shape, w.shape, rest)
     other = _image(g.shape)
@@ -114,8 +115,8 @@ def _backward(low: Lowering, node: fx.Node) -> list[Value | None]:
 
 CONVOLUTION = """
 # Convolution of images (w, h, c, n) by kernels (s, r, c ÷ groups, o) to (q, p, o, n), one image and group at a time:
-# its columns (im2col), then a matrix product. Kinds: Val(:forward) fills the image (q, p, o, n) from (w, h, c, n) and the
-# kernel; Val(:input) the image (w, h, c, n) from (q, p, o, n) and the kernel; Val(:weight) the kernel from both images.
+# its columns (im2col), then a matrix product. Val(:forward) fills the image (q, p, o, n) from (w, h, c, n) and the
+# kernel; Val(:input) the image (w, h, c, n) from (q, p, o, n) and the kernel; Val(:weight) the kernel from both.
 function columns_convolution!(kind::Val, into, a, b, columns, z)
     cg, og = z.c ÷ z.groups, z.o ÷ z.groups
     k, l = z.s * z.r * cg, z.q * z.p
@@ -131,17 +132,17 @@ function columns_convolution!(kind::Val, into, a, b, columns, z)
             image = reshape(view(a, (wide + 1):(wide + z.w * z.h * cg)), z.w, z.h, cg)
             gather!(patches, image, z)
             out = reshape(view(into, (narrow + 1):(narrow + l * og)), l, og)
-            mul!(out, flat, reshape(view(b, (weights + 1):(weights + k * og)), k, og))
+            product!(out, flat, reshape(view(b, (weights + 1):(weights + k * og)), k, og))
         elseif kind isa Val{:input}
             out = reshape(view(a, (narrow + 1):(narrow + l * og)), l, og)
-            mul!(flat, out, transpose(reshape(view(b, (weights + 1):(weights + k * og)), k, og)))
+            product!(flat, out, transpose(reshape(view(b, (weights + 1):(weights + k * og)), k, og)))
             image = reshape(view(into, (wide + 1):(wide + z.w * z.h * cg)), z.w, z.h, cg)
             scatter!(image, patches, z)
         else
             image = reshape(view(b, (wide + 1):(wide + z.w * z.h * cg)), z.w, z.h, cg)
             gather!(patches, image, z)
             out = reshape(view(a, (narrow + 1):(narrow + l * og)), l, og)
-            mul!(reshape(view(into, (weights + 1):(weights + k * og)), k, og), transpose(flat), out, true, true)
+            product!(reshape(view(into, (weights + 1):(weights + k * og)), k, og), transpose(flat), out, true)
         end
     end
     return nothing

@@ -9,7 +9,7 @@ from torch import fx
 
 from pynode.errors import explain
 from pynode.julia.ir import Expr, Literal, Load, Loop, Op, Scan, Store, Value, View
-from pynode.julia.lower import Lowering, broadcast, note_of, rule
+from pynode.julia.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
 from pynode.julia.lower_pointwise import converted, result_dtype
 from pynode.julia.lower_sums import reduced
 from pynode.julia.refusal import NotCapturable, source_line
@@ -19,10 +19,10 @@ aten = torch.ops.aten
 
 @rule(aten.index_put.default, aten._unsafe_index_put.default)
 def _index_put(low: Lowering, node: fx.Node) -> Value:
-    base, values = low.value(node.args[0]), low.value(node.args[2])
-    given: Any = node.args[1]
+    base, values = low.value(arguments(node)[0]), low.value(arguments(node)[2])
+    given: Any = arguments(node)[1]
     indices = [None if i is None else low.value(i) for i in given]
-    accumulate = bool(node.args[3]) if len(node.args) > 3 else False
+    accumulate = bool(arguments(node)[3]) if len(arguments(node)) > 3 else False
     into = low.kept(base, note_of(node)).view
     assert into is not None
     if any(i is not None and i.dtype == torch.bool for i in indices):
@@ -32,7 +32,7 @@ def _index_put(low: Lowering, node: fx.Node) -> Value:
     where = [d for d, i in enumerate(indices) if i is not None]
     together = where == list(range(where[0], where[-1] + 1))
     start = where[0] if together else 0
-    index_shape = tuple(torch.broadcast_shapes(*(i.shape for i in indices if i is not None)))
+    index_shape = common_shape(indices)
     rest = [n for d, n in enumerate(base.shape) if d not in where]
     strides = [s for d, s in enumerate(into.strides) if d not in where]
     shape = (*rest[:start], *index_shape, *rest[start:])
@@ -46,15 +46,17 @@ def _index_put(low: Lowering, node: fx.Node) -> Value:
         terms.append((into.strides[d], base.shape[d], placed.expr))
     place = View(into.buffer, shape, (*strides[:start], *[0] * len(index_shape), *strides[start:]), into.offset)
     expr = low.seen(values, lambda x: x.expand(shape)).expr
-    low.statements.append(Loop(shape, [Store(place, converted(expr, base.dtype), accumulate, tuple(terms))], note_of(node)))
+    low.statements.append(
+        Loop(shape, [Store(place, converted(expr, base.dtype), accumulate, tuple(terms))], note_of(node))
+    )
     return low.loaded(into)
 
 
 @rule(aten.scatter_add.default, aten.scatter.src, aten.scatter.value)
 def _scatter(low: Lowering, node: fx.Node) -> Value:
-    base, index = low.value(node.args[0]), low.value(node.args[2])
-    dim = int(node.args[1]) % max(len(base.shape), 1)  # type: ignore[call-overload]
-    source = low.value(node.args[3])
+    base, index = low.value(arguments(node)[0]), low.value(arguments(node)[2])
+    dim = int(arguments(node)[1]) % max(len(base.shape), 1)
+    source = low.value(arguments(node)[3])
     into = low.kept(base, note_of(node)).view
     assert into is not None
     shape = index.shape
@@ -82,11 +84,11 @@ def _cumprod(low: Lowering, node: fx.Node) -> Value:
 
 
 def _scan(low: Lowering, node: fx.Node, kind: str) -> Value:
-    value = low.value(node.args[0])
+    value = low.value(arguments(node)[0])
     dtype = result_dtype(low, node)
     if not value.shape:
         return Value(converted(value.expr, dtype), ())
-    dim = int(node.args[1]) % len(value.shape)  # type: ignore[call-overload]
+    dim = int(arguments(node)[1]) % len(value.shape)
     into = low.fresh(value.shape, dtype)
     expr = converted(value.expr, dtype)
     low.statements.append(Scan(kind, value.shape, into, dim, expr, note_of(node)))
@@ -95,9 +97,9 @@ def _scan(low: Lowering, node: fx.Node, kind: str) -> Value:
 
 @rule(aten.argmax.default, aten.argmin.default)
 def _argmax(low: Lowering, node: fx.Node) -> Value:
-    value = low.loaded(low.in_memory(low.value(node.args[0])))
-    dim: Any = node.args[1] if len(node.args) > 1 else None
-    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    value = low.loaded(low.in_memory(low.value(arguments(node)[0])))
+    dim: Any = arguments(node)[1] if len(arguments(node)) > 1 else None
+    keep = bool(arguments(node)[2]) if len(arguments(node)) > 2 else False
     if dim is None:
         value, dim, keep = low.seen(value, lambda x: x.reshape(-1)), 0, False
     if not value.shape:
@@ -108,9 +110,9 @@ def _argmax(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.max.dim, aten.min.dim)
 def _max(low: Lowering, node: fx.Node) -> tuple[Value, Value]:
-    value = low.loaded(low.in_memory(low.value(node.args[0])))
-    dim = int(node.args[1]) % max(len(value.shape), 1)  # type: ignore[call-overload]
-    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    value = low.loaded(low.in_memory(low.value(arguments(node)[0])))
+    dim = int(arguments(node)[1]) % max(len(value.shape), 1)
+    keep = bool(arguments(node)[2]) if len(arguments(node)) > 2 else False
     return _extreme(low, node, "max" if node.target is aten.max.dim else "min", value, dim, keep)
 
 

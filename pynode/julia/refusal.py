@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.fx.traceback import set_stack_trace
+from torch.overrides import TorchFunctionMode
 
 from pynode.errors import UnsupportedError, explain
 
@@ -30,12 +34,37 @@ def source_line(node: fx.Node) -> str:
 
 
 def _where(frames: list[tuple[str, str]]) -> str:
-    users = [
-        (file, line)
-        for file, line in frames
-        if not file.startswith((_TORCH, *_OWN)) and not file.startswith("<") and os.sep + "contextlib" not in file
-    ]
+    users = [(file, line) for file, line in frames if not _between(file)]
     return f" at {users[-1][0]}:{users[-1][1]}" if users else ""
+
+
+class _Lines(TorchFunctionMode):
+    """Notes the user's line of every torch function that is called, for the nodes that are traced from it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and _between(frame.f_code.co_filename):
+            frame = frame.f_back
+        set_stack_trace([f'File "{frame.f_code.co_filename}", line {frame.f_lineno}'])
+        return func(*args, **(kwargs or {}))
+
+
+def located(field: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The field, so that nodes traced from it know their line."""
+
+    def call(t: Tensor, u: Tensor) -> Tensor:
+        with _Lines():
+            result = field(t, u)
+        set_stack_trace([])
+        return result
+
+    return call
+
+
+def _between(file: str) -> bool:
+    return file.startswith((_TORCH, *_OWN, "<")) or os.sep + "contextlib" in file
 
 
 def check_trace(traced: fx.GraphModule) -> None:
@@ -51,7 +80,7 @@ def check_trace(traced: fx.GraphModule) -> None:
                 )
             )
         if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-            if node.target.name() == "aten::native_dropout" and node.args[2] is False:
+            if node.target is torch.ops.aten.native_dropout.default and node.args[2] is False:
                 continue
             raise NotCapturable(
                 explain(
