@@ -142,7 +142,7 @@ def test_fixed_steps_converge_with_the_methods_order() -> None:
         return float((found[:, -1] - states / (1 + 2.0 * states)).abs().max())
 
     coarse, fine = error(0.1), error(0.05)
-    assert 4.5 <= math.log2(coarse / fine) <= 5.7  # order 5
+    assert math.log2(coarse / fine) >= 4.5  # order 5
 
 
 @pytest.mark.julia
