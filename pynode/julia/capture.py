@@ -96,6 +96,12 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Ca
         Where f needs values (``if y.sum() > 0``, ``.item()``, numpy), draws random numbers, changes its own state, or
         computes in another precision than the state's.
     """
+    # Outside inference mode, whose tensors autograd cannot follow.
+    with torch.inference_mode(False):
+        return _capture(problem, dependencies)
+
+
+def _capture(problem: ODEProblem, dependencies: Dependencies | None) -> Captured:
     layout = problem.layout
     if not layout.is_real:
         raise NotCapturable(
@@ -190,7 +196,7 @@ class _Tracer:
         for x in frozen:
             x.requires_grad_()
         try:
-            with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
+            with sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
                 traced = make_fx(
                     run,
                     tracing_mode="fake",
@@ -231,8 +237,7 @@ class _Tracer:
                 return interpreter.run(*inputs[: len(placeholders)])
 
         functional = torch.func.functionalize(run, remove="mutations")
-        with torch.inference_mode(False):
-            module = make_fx(functional, decomposition_table=TABLE, tracing_mode="fake")(*values)
+        module = make_fx(functional, decomposition_table=TABLE, tracing_mode="fake")(*values)
         for node, name in zip([n for n in module.graph.nodes if n.op == "placeholder"], names, strict=True):
             node._rename(name)
         for node in module.graph.nodes:

@@ -89,6 +89,8 @@ class Lowering:
         self.graph = graph
         self.dtype = dtype
         self.statements: list[Statement] = []
+        #: Workspace of sums that further terms may be added to.
+        self.sums: dict[fx.Node, View] = {}
         self._env: dict[fx.Node, Any] = {}
         self._inputs = inputs
         self._scalars = 0
