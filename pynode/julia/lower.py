@@ -90,14 +90,11 @@ class Lowering:
         By the names of the graph's placeholders.
     dtype : torch.dtype
         The state's.
-    loops : bool
-        Whether the program may index single elements.
     """
 
-    def __init__(self, graph: fx.Graph, inputs: dict[str, Value], dtype: torch.dtype, loops: bool = True) -> None:
+    def __init__(self, graph: fx.Graph, inputs: dict[str, Value], dtype: torch.dtype) -> None:
         self.graph = graph
         self.dtype = dtype
-        self.loops = loops
         self.statements: list[Statement] = []
         #: Workspace of sums that further terms may be added to.
         self.sums: dict[fx.Node, View] = {}
