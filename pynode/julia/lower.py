@@ -132,7 +132,7 @@ class Lowering:
             return found
         if not any(True for _ in leaves(expr)):
             return Value(self.scalar(expr, str(node.target)), found.shape)
-        if self.loops and _ragged(found):
+        if _ragged(found):
             return self._apart(found, note_of(node))
         price = cost(expr)
         shared = len(node.users) > 1 and price > _CHEAP
