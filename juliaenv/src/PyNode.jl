@@ -28,6 +28,7 @@ include("algorithms.jl")
 include("norms.jl")
 include("solving.jl")
 include("pulling_back.jl")
+include("ensembles.jl")
 include("crossing.jl")
 include("workload.jl")
 
