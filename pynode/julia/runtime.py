@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import signal
 import threading
 import warnings
 from collections import deque
@@ -68,13 +69,18 @@ class Julia:
         self._dropped: deque[int] = deque()
         self._named: dict[str, int] = {}
         self._loaded: set[str] = set()
-        self.main = _juliacall().Main
+        juliacall = _juliacall()
+        self.main = juliacall.Main
+        self._home = threading.get_ident()
+        self._catches_faults = juliacall.CONFIG.get("opt_handle_signals") in ("yes", True)
+        _give_back_interrupts()
         signals = [
             ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
             for name in ("PyGILState_Ensure", "PyErr_CheckSignals", "PyErr_Clear", "PyGILState_Release")
         ]
         try:
             self.main.seval("import PyNode")
+            self.main.seval("Base.exit_on_sigint(false)")
             text = str(self.main.PyNode.connect(*signals))
         except Exception as error:
             raise UnsupportedError(
@@ -96,6 +102,16 @@ class Julia:
                     "a process that starts its own Julia",
                     "use the 'spawn' start method (torch.utils.data.DataLoader(multiprocessing_context='spawn'), "
                     "torch.multiprocessing.set_start_method('spawn'))",
+                )
+            )
+        if not self._catches_faults and threading.get_ident() != self._home:
+            raise UnsupportedError(
+                explain(
+                    "Julia was started by somebody else without its signal handlers, and is now needed in another "
+                    "thread (a backward pass on CUDA, a worker thread), where its garbage collector would crash",
+                    "Julia's signal handlers, or calls from the thread that started it",
+                    "set PYTHON_JULIACALL_HANDLE_SIGNALS=yes before juliacall or diffeqpy is imported, or solve with "
+                    "pynode first",
                 )
             )
         with self._lock:
@@ -205,8 +221,8 @@ def _juliacall() -> Any:
                 f"run {INSTALL}",
             )
         )
-    # Julia's own handler of Ctrl-C would end the process; here a long solve asks Python for signals itself.
-    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
+    # Julia stops its threads for a garbage collection by a fault that its signal handlers have to catch.
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes")
     os.environ.setdefault("PYTHON_JULIACALL_THREADS", "1")
     with warnings.catch_warnings():
         # Both orders of import are tested; juliacall warns of one of them.
@@ -220,6 +236,16 @@ def _juliacall() -> Any:
                 )
             ) from error
     return juliacall
+
+
+def _give_back_interrupts() -> None:
+    """Ctrl-C is Python's again: Julia keeps that signal from the thread that starts it, and waits for it elsewhere. A
+    long solve asks Python for signals itself (juliaenv/src/interrupts.jl)."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_sigmask"):
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _park() -> None:
