@@ -108,6 +108,10 @@ def images() -> nn.Sequential:
     )
 
 
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1))
+
+
 def signals() -> nn.Sequential:
     return nn.Sequential(nn.Conv1d(3, 5, 4, stride=2, padding=1), nn.ReLU(), nn.Conv1d(5, 2, 3, padding="valid"))
 
@@ -267,7 +271,7 @@ def test_dtypes_that_julia_would_promote_are_refused() -> None:
 
 
 def test_register_wants_a_module_class() -> None:
-    with pytest.raises(InputError, match="class of torch modules"):
+    with pytest.raises(InputError, match=r"subclass of torch\.nn\.Module"):
         register_lux(torch.tanh, lambda module, convert: elementwise("tanh"))
 
 
@@ -325,9 +329,7 @@ def test_fields_with_time_agree() -> None:
     for model in (
         randomised(Field(), torch.float64),
         randomised(Autonomous(mlp()), torch.float64),
-        randomised(
-            ConcatTime(nn.Sequential(nn.Linear(3, 5), nn.Sin() if hasattr(nn, "Sin") else nn.Tanh()), -1), torch.float64
-        ),
+        randomised(ConcatTime(nn.Sequential(nn.Linear(3, 5), nn.Tanh()), -1), torch.float64),
     ):
         lux = to_lux(model)
         t = torch.tensor(0.37, dtype=torch.float64)
@@ -363,11 +365,11 @@ def test_weights_go_back(name: str) -> None:
 @pytest.mark.julia
 def test_weights_go_back_only_where_they_fit() -> None:
     lux = to_lux(mlp())
-    with pytest.raises(InputError, match="no parameter '0.weight'"):
+    with pytest.raises(InputError, match=r"no parameter '0\.weight'"):
         lux.load_into(nn.Linear(2, 16))
     target = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3))
     before = copy.deepcopy(target.state_dict())
-    with pytest.raises(InputError, match=r"\(3, 16\) '2.weight'"):
+    with pytest.raises(InputError, match=r"\(3, 16\) '2\.weight'"):
         lux.load_into(target)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
@@ -391,10 +393,7 @@ TIMES = [0.0, 0.4, 1.0]
 FIELDS = {
     "mlp": (lambda: Autonomous(mlp()), (4, 2)),
     "time": (Field, (4, 2)),
-    "images": (
-        lambda: ConcatTime(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)), 1),
-        (2, 2, 4, 5),
-    ),
+    "images": (lambda: ConcatTime(convolutions(), 1), (2, 2, 4, 5)),
 }
 
 
@@ -421,12 +420,7 @@ def gradients(ode, y0: Tensor, parameters) -> tuple[Tensor, list[Tensor]]:
     import juliacall
 
     pull = juliacall.Main.seval(
-        """
-        import Zygote
-        (layer, ps, st, y0) -> Zygote.gradient((p, y) -> sum(abs2, stack(first(layer(y, p, st)).u)), ps, y0)
-        """
-        if False
-        else "(import Zygote; (layer, ps, st, y0) -> "
+        "(import Zygote; (layer, ps, st, y0) -> "
         "Zygote.gradient((p, y) -> sum(abs2, stack(first(layer(y, p, st)).u)), ps, y0))"
     )
     dp, dy = pull(ode.layer, ode.parameters, ode.states, ode._array(y0))
