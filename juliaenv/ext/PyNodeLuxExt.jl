@@ -89,8 +89,8 @@ PyNode.takes_time(::TimedChain) = true
 
 function PyNode.lux_model(source::String, ::Type{T}) where {T}
     scope = Module(:Exported)
-    Core.eval(scope, :(const Lux = $Lux; const Layers = $(@__MODULE__)))
-    Core.eval(scope, :(using .Lux))
+    Core.eval(scope, :(const Lux = $Lux; const NNlib = $(Lux.NNlib); const Layers = $(@__MODULE__)))
+    Core.eval(scope, :(using .Lux, .NNlib))
     for name in (:Activation, :ConcatTime, :Augment, :TimedChain, :softplus_above, :hard_tanh, :hard_sigmoid,
             :hard_swish, :exp_linear, :continuous_exp_linear, :leaky, :soft_shrink, :hard_shrink, :above, :power)
         Core.eval(scope, :(const $name = Layers.$name))

@@ -29,6 +29,7 @@ include("norms.jl")
 include("solving.jl")
 include("pulling_back.jl")
 include("crossing.jl")
+include("lux.jl")
 include("workload.jl")
 
 end
