@@ -204,6 +204,41 @@ class AdaptiveHeun(Algorithm):
     """Heun's method with embedded Euler, 2(1), adaptive; torchdiffeq's ``adaptive_heun``."""
 
 
+@dataclass(frozen=True)
+class JuliaAlgorithm(Algorithm):
+    """An algorithm of OrdinaryDiffEq.jl, for ``backend="julia"``.
+
+    Parameters
+    ----------
+    expression : str
+        What one writes in Julia: ``"Rodas5P"``, ``"AutoTsit5(Rosenbrock23())"``,
+        ``"TRBDF2(linsolve = KrylovJL_GMRES())"``. A name alone is called without arguments.
+    object : optional
+        Instead, an algorithm object of diffeqpy (``de.Rodas5P()``) or juliacall.
+
+    Notes
+    -----
+    Names of https://docs.sciml.ai/DiffEqDocs/stable/solvers/ode_solve/.
+    """
+
+    expression: str = ""
+    object: Any = None
+
+    def __post_init__(self) -> None:
+        if bool(self.expression) == (self.object is not None) or not isinstance(self.expression, str):
+            raise InputError(
+                explain(
+                    f"JuliaAlgorithm(expression={self.expression!r}, object={self.object!r})",
+                    "an expression, or an object of diffeqpy",
+                    "write JuliaAlgorithm('Rodas5P') or JuliaAlgorithm(object=de.Rodas5P())",
+                )
+            )
+
+    @property
+    def name(self) -> str:
+        return self.expression or str(self.object).partition("(")[0].partition("{")[0]
+
+
 ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.__name__: cls
     for cls in (
@@ -226,8 +261,10 @@ ALIASES: dict[str, str] = {
 }
 
 
-def algorithm_from_name(name: str) -> Algorithm:
+def algorithm_from_name(name: str, foreign: bool = False) -> Algorithm:
     """The algorithm called ``name`` (case-insensitive class name or alias), with default options.
+
+    ``foreign``: a name that is not pynode's own is one of OrdinaryDiffEq.jl's.
 
     Raises
     ------
@@ -239,6 +276,8 @@ def algorithm_from_name(name: str) -> Algorithm:
     found = table.get(name.lower())
     if found is not None:
         return found()
+    if foreign:
+        return JuliaAlgorithm(name)
     near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.4)
     names = [table[key].__name__ for key in near] or sorted(ALGORITHMS)
     hint = "did you mean " if near else "known algorithms are "
@@ -246,6 +285,6 @@ def algorithm_from_name(name: str) -> Algorithm:
         explain(
             f"unknown algorithm {name!r}",
             f"one of {', '.join(sorted(ALGORITHMS))} or the aliases {', '.join(ALIASES)}",
-            hint + ", ".join(dict.fromkeys(names)),
+            hint + ", ".join(dict.fromkeys(names)) + "; all of OrdinaryDiffEq.jl's are there with backend='julia'",
         )
     )

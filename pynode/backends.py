@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,7 @@ from pynode.controllers import PIDController
 from pynode.errors import InputError, explain
 from pynode.problem import ODEProblem
 from pynode.sensealg import SensitivityAlgorithm
-from pynode.solution import ReturnCode, Stats
+from pynode.solution import Counts, ReturnCode, Stats
 
 if TYPE_CHECKING:
     from pynode.dependencies import Dependencies
@@ -112,6 +112,17 @@ class Backend(Protocol):
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         """None, or a clause saying what is not supported."""
 
+    def dependencies(
+        self,
+        problem: ODEProblem,
+        counts: Counts,
+        params: Iterable[Tensor] | None,
+        allow_unused: bool,
+        jump: float,
+    ) -> Dependencies:
+        """The tensors a gradient is owed to, found as the backend needs it: see :class:`Dependencies`."""
+        ...
+
     def solve(self, request: Request) -> Record:
         """Integrate. Records only what the sensitivity algorithm and dense output need."""
         ...
@@ -136,7 +147,7 @@ class Backend(Protocol):
 
 
 #: Backends by name: the module that holds each one's ``BACKEND``, loaded on first use.
-_REGISTRY: dict[str, str] = {"torch": "pynode.native.backend"}
+_REGISTRY: dict[str, str] = {"torch": "pynode.native.backend", "julia": "pynode.julia.backend"}
 
 
 def backend_names() -> tuple[str, ...]:

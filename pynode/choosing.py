@@ -9,7 +9,9 @@
 4. Otherwise ``CheckpointedAdjoint(max_memory=...)`` with that quarter as its bound: exact too, what does not fit being
    computed again.
 
-There is no rule for stiff problems yet, as there are no implicit methods. The continuous adjoints and forward
+With ``backend="julia"`` the choice is ``GaussAdjoint()``, the one that SciML recommends for ODEs: the parameters'
+gradient is a quadrature, and an implicit method meets only the state's Jacobian. The torch backend has no rule for stiff
+problems yet, as it has no implicit methods. There the continuous adjoints and forward
 sensitivities are never chosen: their gradients are those of the exact solution, to a tolerance.
 """
 
@@ -21,7 +23,13 @@ import torch
 
 from pynode.algorithms import Algorithm, Reversible
 from pynode.problem import ODEProblem
-from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, ReversibleAdjoint, SensitivityAlgorithm
+from pynode.sensealg import (
+    CheckpointedAdjoint,
+    DirectAdjoint,
+    GaussAdjoint,
+    ReversibleAdjoint,
+    SensitivityAlgorithm,
+)
 
 STEPS = 1000
 """So many states have to fit. The number of steps is not known before the solve; this is a long one."""
@@ -31,7 +39,12 @@ SMALL = 2**28
 
 
 def choose(
-    problem: ODEProblem, algorithm: Algorithm, *, transformed: bool = False, compiled: bool = False
+    problem: ODEProblem,
+    algorithm: Algorithm,
+    *,
+    transformed: bool = False,
+    compiled: bool = False,
+    backend: str = "torch",
 ) -> SensitivityAlgorithm:
     """The sensitivity algorithm for a solve that does not name one, by the rules of this module.
 
@@ -43,7 +56,10 @@ def choose(
         A transform of ``torch.func`` is active.
     compiled : bool
         Steps are compiled.
+    backend : str
     """
+    if backend == "julia":
+        return GaussAdjoint()
     if transformed:
         return DirectAdjoint()
     wanted = STEPS * problem.layout.size * problem.layout.dtype.itemsize

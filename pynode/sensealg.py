@@ -272,6 +272,26 @@ class GaussAdjoint(ContinuousAdjoint):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GaussKronrodAdjoint(ContinuousAdjoint):
+    """``GaussAdjoint`` with an adaptive Gauss-Kronrod rule on each step of the adjoint: ``backend="julia"`` only.
+
+    Parameters
+    ----------
+    checkpointing : bool
+        As for InterpolatingAdjoint.
+    algorithm, rtol, atol, controller, max_steps, dt0, dtmin, dtmax, tstops, d_discontinuities, observer
+        See ContinuousAdjoint.
+
+    References
+    ----------
+    SciMLSensitivity ``GaussKronrodAdjoint``. In float32 at tight tolerances its refinement may not end, which is an
+    error there.
+    """
+
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuadratureAdjoint(ContinuousAdjoint):
     """Continuous adjoint kept as a dense solution, the parameter gradient by adaptive Gauss-Kronrod quadrature.
 
@@ -306,6 +326,7 @@ SENSEALGS: tuple[type[SensitivityAlgorithm], ...] = (
     InterpolatingAdjoint,
     QuadratureAdjoint,
     GaussAdjoint,
+    GaussKronrodAdjoint,
     ReversibleAdjoint,
     ForwardSensitivity,
 )

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, Tsit5, algorithm_from_name
+from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
 from pynode.autograd import Evaluation
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
-from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.problem import ODEProblem, check_times
 from pynode.running_cost import StateObserver
@@ -87,7 +86,9 @@ def solve(
     args : tuple
         Further arguments of ``f``: anything; the tensors in it are differentiated.
     algorithm : Algorithm or str
-        The integrator, or its name (``"tsit5"``, ``"dopri5"``, ``"rk4"``).
+        The integrator, or its name (``"tsit5"``, ``"dopri5"``, ``"rk4"``). With ``backend="julia"`` also any algorithm
+        of OrdinaryDiffEq.jl as one writes it there (``"Rodas5P"``, ``"AutoTsit5(Rosenbrock23())"``), or an algorithm
+        object of diffeqpy.
     rtol, atol : float, or tensor with one entry per element of the flattened state (two per complex one)
         Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
         ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
@@ -95,10 +96,11 @@ def solve(
         How gradients are obtained. By default ``CheckpointedAdjoint()``, exact for the steps that were taken; where
         1000 states would not fit into a quarter of the device's free memory, ``ReversibleAdjoint()`` for reversible
         algorithms and otherwise ``CheckpointedAdjoint(max_memory=...)``; ``DirectAdjoint()`` inside a ``torch.func``
-        transform or a ``torch.autograd.forward_ad.dual_level`` (see :mod:`pynode.choosing`; stiffness has no rule, as
-        there are no implicit methods yet). ``sol.sensealg`` tells what was chosen.
+        transform or a ``torch.autograd.forward_ad.dual_level``; with ``backend="julia"`` ``GaussAdjoint()`` (see
+        :mod:`pynode.choosing`). ``sol.sensealg`` tells what was chosen.
     backend : str
-        Who integrates; ``"torch"``.
+        Who integrates: ``"torch"``, or ``"julia"``: OrdinaryDiffEq.jl and SciMLSensitivity.jl (see
+        :mod:`pynode.julia`). The first solve of a process starts Julia.
     saveat : SaveAt, 1-D tensor or sequence of float, optional
         What is saved; the states at ``t`` by default. Times alone mean ``SaveAt(ts=times)``. Save points are
         interpolated and never change the steps.
@@ -159,11 +161,11 @@ def solve(
         samples of a ``vmap``.
     """
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
-    algorithm = as_algorithm(algorithm)
     engine = backend_from_name(backend)
+    algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:
-        sensealg = choose(problem, algorithm, transformed=functional, compiled=bool(compile))
+        sensealg = choose(problem, algorithm, transformed=functional, compiled=bool(compile), backend=backend)
     sensealg = as_sensealg(sensealg)
     refuse_transform(sensealg)
     missing = engine.supports(algorithm, sensealg)
@@ -212,7 +214,7 @@ def solve(
     # Torch's tape finds by itself what a direct solve depends on.
     if differentiable and not isinstance(sensealg, DirectAdjoint):
         with problem.autocast():
-            dependencies = Dependencies(problem, stats.forward, params, allow_unused, jump)
+            dependencies = engine.dependencies(problem, stats.forward, params, allow_unused, jump)
         inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
         differentiable = any(x.requires_grad for x in inputs)
         if functional:
@@ -250,10 +252,13 @@ def solve(
     return _solution(engine, request, record, throw, shown)
 
 
-def as_algorithm(algorithm: Algorithm | str) -> Algorithm:
-    """An algorithm object from itself or from its name."""
+def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:
+    """An algorithm object from itself or from its name; for the Julia backend also from what SciML calls it, and from
+    an object of diffeqpy's."""
     if isinstance(algorithm, str):
-        return algorithm_from_name(algorithm)
+        return algorithm_from_name(algorithm, foreign=backend == "julia")
+    if type(algorithm).__module__.partition(".")[0] == "juliacall":
+        return JuliaAlgorithm(object=algorithm)
     if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
         raise InputError(
             explain(

@@ -55,6 +55,8 @@ const PACKAGES = [
         ROS34PRw ROS3PRL ROS3PRL2 ROK4a""")),
     ("OrdinaryDiffEqPDIRK", "5dd0a6cf-3d4b-4314-aa06-06d4e299bc89", split("""
         PDIRK44""")),
+    ("OrdinaryDiffEqCore", "bbf590c4-e513-4bbe-9b18-05decba2e5d8", split("""
+        IController PIController PIDController PredictiveController AutoSwitch CompositeAlgorithm""")),
     ("ADTypes", "47edcb42-4c32-4615-8424-f2b9edc5f35b", split("AutoFiniteDiff AutoForwardDiff")),
     ("LinearSolve", "7ed4a6bd-45f5-4d41-b270-4a48e9bafcae", split("""
         LUFactorization QRFactorization GenericLUFactorization RFLUFactorization KLUFactorization UMFPACKFactorization

@@ -75,7 +75,7 @@ struct VJPP{F}
 end
 function (r::VJPP)(g, λ, u, p, t)
     field = r.field
-    field.np == 0 && return nothing # SciML holds one number for none
+    field.np == 0 && return (fill!(g, 0); nothing) # SciML holds one number for none
     field.counts.vjp_p += 1
     poll()
     out = place(field.g, g)

@@ -13,6 +13,7 @@ from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.julia import lux_modules  # noqa: F401  (makes torch.nn's classes known)
 from pynode.julia.lux_convert import layer_of
 from pynode.julia.lux_layers import LuxLayer, parameter_paths
+from pynode.julia.runtime import julia
 from pynode.problem import check_times
 from pynode.solution import ReturnCode
 
@@ -157,9 +158,8 @@ def to_lux(model: nn.Module) -> LuxModel:
     ------
     UnsupportedError
         Naming the class and the path of the first module that has no counterpart, or the parameter that is used twice
-        (Lux would untie it) or computed from others.
-    ImportError
-        If Julia or its packages are missing; the message tells the command that installs them.
+        (Lux would untie it) or computed from others. Or that Julia or its packages are missing, with the command that
+        installs them.
     """
     return LuxModel(model, layer_of(model))
 
@@ -197,7 +197,7 @@ def neural_ode(
 
     Raises
     ------
-    UnsupportedError, ImportError
+    UnsupportedError
         As :func:`to_lux`.
     InputError
         For times that are not strictly monotone.
@@ -262,8 +262,17 @@ def _real(dtype: torch.dtype) -> Any:
 
 
 def _julia(*packages: str) -> Any:
-    """The Julia module PyNode, with what turns torch models into those of ``packages`` loaded."""
-    import juliacall
-
-    juliacall.Main.seval("import PyNode, ComponentArrays, Lux" + "".join(f", {name}" for name in packages))
-    return juliacall.Main.PyNode
+    """The Julia module PyNode, with what turns torch models into those of Lux and of ``packages`` loaded."""
+    main = julia().main
+    wanted = ", ".join(("ComponentArrays", "Lux", *packages))
+    try:
+        main.seval(f"import {wanted}")
+    except Exception as error:
+        raise UnsupportedError(
+            explain(
+                f"Julia could not load {wanted}: {str(error).strip().splitlines()[0]}",
+                "the packages of the extra 'flux'",
+                "run `pynode julia setup --with flux`",
+            )
+        ) from error
+    return main.PyNode

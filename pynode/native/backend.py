@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pynode.algorithms import Algorithm, FixedStep, Reversible
 from pynode.backends import Gradients, Query, Request
+from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
 from pynode.native.adjoints import (
     backsolve,
@@ -34,7 +35,7 @@ from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.stepper import Stepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.trajectory import SaveRecorder, Trajectory
-from pynode.problem import Field
+from pynode.problem import Field, ODEProblem
 from pynode.running_cost import StateObserver
 from pynode.sensealg import (
     BacksolveAdjoint,
@@ -48,7 +49,7 @@ from pynode.sensealg import (
     ReversibleAdjoint,
     SensitivityAlgorithm,
 )
-from pynode.solution import ReturnCode
+from pynode.solution import Counts, ReturnCode
 from pynode.transforms import moves, numbers, transformed
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
@@ -253,6 +254,11 @@ class NativeBackend:
             if algorithm.perturb:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         return None
+
+    def dependencies(
+        self, problem: ODEProblem, counts: Counts, params: Any, allow_unused: bool, jump: float
+    ) -> Dependencies:
+        return Dependencies(problem, counts, params, allow_unused, jump)
 
     def solve(self, request: Request) -> NativeRecord:
         problem, sensealg = request.problem, request.sensealg

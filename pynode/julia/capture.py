@@ -1,0 +1,295 @@
+"""A field and its products as graphs of a few tensor operators.
+
+``f(t, u)``, ``λ·∂f/∂u``, ``λ·∂f/∂p``, ``λ·∂f/∂t`` and ``∂f/∂t`` are traced with fake tensors, so that a value that
+Python asks for is an error and never a silent specialisation. The trace sees modules' parameters, and those reached
+through closures and globals, as the tensors they are; their identity tells what belongs to the parameter vector and
+what is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pynode.dependencies import Dependencies
+from pynode.errors import explain
+from pynode.julia.decompositions import TABLE
+from pynode.julia.graphs import copied, folded, merged_duplicates, only_output
+from pynode.julia.refusal import NotCapturable, check_trace, refusal_of, source_line
+from pynode.problem import Field, ODEProblem
+from pynode.solution import Counts
+
+__all__ = ["Captured", "NotCapturable", "Slot", "capture"]
+
+#: The graphs of a capture: what each of them returns is in the order of ``Captured``'s description.
+FUNCTIONS = ("f", "vjp", "vjp_p", "vjp_t", "tgrad")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a differentiable tensor lies in the parameter vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A field as graphs.
+
+    Every graph has the placeholders ``t`` (0-dim), ``u`` (n,), ``a`` (n,), ``p0``, ``p1``... (the differentiable
+    tensors) and ``c0``, ``c1``... (the constants), as far as it uses them, and returns a list: ``f``: the derivative
+    (n,); ``vjp``: ``a·∂f/∂u`` (n,) or None; ``vjp_p``: ``a·∂f/∂p_i`` or None for each slot; ``vjp_t``: the 0-dim
+    ``a·∂f/∂t`` or None; ``tgrad``: ``∂f/∂t`` (n,) or None. None stands where there is no dependence.
+
+    Attributes
+    ----------
+    graphs : dict of str to torch.fx.GraphModule
+    slots : tuple of Slot
+        The differentiable tensors, ``Dependencies.arguments`` then ``.parameters``.
+    constants : tuple of Tensor
+        Values of the constants.
+    dtype : torch.dtype
+        The state's real dtype.
+    size : int
+        Length n of the state.
+    has_t : bool
+        Whether f depends on time.
+    """
+
+    graphs: dict[str, fx.GraphModule]
+    slots: tuple[Slot, ...]
+    constants: tuple[Tensor, ...]
+    dtype: torch.dtype
+    size: int
+    has_t: bool
+
+    @property
+    def parameters_size(self) -> int:
+        return sum(slot.size for slot in self.slots)
+
+
+def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Captured:
+    """Trace the field of ``problem`` and its products with a cotangent.
+
+    Parameters
+    ----------
+    problem : ODEProblem
+    dependencies : Dependencies, optional
+        The tensors that make up the parameter vector; without it, all that f uses are constants.
+
+    Raises
+    ------
+    NotCapturable
+        Where f needs values (``if y.sum() > 0``, ``.item()``, numpy), draws random numbers, changes its own state, or
+        computes in another precision than the state's.
+    """
+    layout = problem.layout
+    if not layout.is_real:
+        raise NotCapturable(
+            explain("the state is complex", "a real state", "hold real and imaginary parts as real tensors")
+        )
+    given = problem.arguments.tensors if dependencies is not None else []
+    parameters = list(dependencies.parameters) if dependencies is not None else []
+    tracer = _Tracer(problem, given, parameters)
+    joint = tracer.trace(_joint)
+    index = {"f": [0], "vjp": [2], "vjp_p": list(range(3, 3 + len(tracer.inputs))), "vjp_t": [1]}
+    graphs = {name: only_output(joint, outputs) for name, outputs in index.items()}
+    has_t = any(node.name == "t" for node in graphs["f"].graph.nodes if node.op == "placeholder")
+    depends = graphs["vjp_t"].graph.output_node().args[0] != [None]
+    graphs["tgrad"] = tracer.trace(_tangent) if depends else copied(graphs["vjp_t"])
+    graphs = {name: graphs[name] for name in FUNCTIONS}
+    constants = folded(graphs, tracer.constants, layout.dtype)
+    for graph in graphs.values():
+        merged_duplicates(graph)
+        check_dtypes(graph, layout.dtype)
+    captured = Captured(graphs, _slots(problem, tracer.inputs), tuple(constants), layout.dtype, layout.size, has_t)
+    tracer.check(captured)
+    return captured
+
+
+def check_dtypes(module: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Refuse values of another precision than the state's; indices and masks are fine."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor):
+            continue
+        if value.dtype in (dtype, torch.bool, torch.int64, torch.int32):
+            continue
+        if value.ndim == 0 and value.dtype in (torch.float32, torch.float64):
+            continue  # a number beside tensors: torch computes with it in their precision
+        raise NotCapturable(
+            explain(
+                f"f computes {value.dtype} values of shape {tuple(value.shape)} ({node.target}{source_line(node)})",
+                f"the state's precision, {dtype}, throughout",
+                "convert the model or the state, and do not use autocast",
+            )
+        )
+
+
+def _joint(
+    field: Callable[[Tensor, Tensor], Tensor], t: Tensor, u: Tensor, a: Tensor, inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    out = field(t, u)
+    if not out.requires_grad:
+        return [out, *[None] * (2 + len(inputs))]
+    return [out, *torch.autograd.grad(out, [t, u, *inputs], a, allow_unused=True)]
+
+
+def _tangent(
+    field: Callable[[Tensor, Tensor], Tensor], t: Tensor, u: Tensor, a: Tensor, inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    # λ·∂f/∂t is linear in λ: its gradient with respect to λ is ∂f/∂t, whatever λ is.
+    (product,) = torch.autograd.grad(field(t, u), [t], a, create_graph=True, allow_unused=True)
+    if product is None or not product.requires_grad:
+        return [None]
+    return list(torch.autograd.grad(product, [a], allow_unused=True))
+
+
+class _Tracer:
+    """Traces functions of the field of one problem, with the same numbering of constants in all of them."""
+
+    def __init__(self, problem: ODEProblem, arguments: list[Tensor], parameters: list[Tensor]) -> None:
+        self.problem = problem
+        self.arguments = arguments
+        self.inputs = [*arguments, *parameters]
+        self.parameters = parameters
+        self.constants: list[Tensor] = []
+        self.time = problem.field(Counts()).time(problem.times[0])
+
+    def trace(self, function: Callable[..., Any]) -> fx.GraphModule:
+        """``function(field, t, u, a, inputs)`` as a functional graph of core operators."""
+        layout, problem = self.problem.layout, self.problem
+        parameters = self.parameters
+        own = [x.detach() for x in self.arguments]
+        u = problem.y0.detach().clone()
+
+        def run(t: Tensor, u: Tensor, a: Tensor, *given: Tensor) -> Any:
+            with torch.enable_grad(), problem.autocast():
+                t, u, a = (x.detach().requires_grad_() for x in (t, u, a))
+                arguments = [x.detach().requires_grad_() for x in given]
+                base = problem.field(Counts())
+                if arguments:
+                    base = base.with_args(problem.arguments.replaced(arguments))
+                field = Field(base.f, base.args, layout.released(), Counts())
+                return function(field, t, u, a, [*arguments, *parameters])
+
+        frozen = [x for x in parameters if not x.requires_grad]
+        for x in frozen:
+            x.requires_grad_()
+        try:
+            with torch.inference_mode(False):
+                traced = make_fx(
+                    run,
+                    tracing_mode="fake",
+                    _allow_non_fake_inputs=True,
+                    record_stack_traces=True,
+                )(self.time, u, torch.ones_like(u), *own)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        finally:
+            for x in frozen:
+                x.requires_grad_(False)
+        check_trace(traced)
+        return self._decomposed(traced)
+
+    def _decomposed(self, traced: fx.GraphModule) -> fx.GraphModule:
+        """The same graph without writes in place, in core operators, with all tensors it uses as placeholders."""
+        names = ["t", "u", "a", *(f"p{i}" for i in range(len(self.inputs)))]
+        values = [self.time, self.problem.y0.detach(), self.problem.y0.detach(), *(x.detach() for x in self.inputs)]
+        placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        lifted: dict[str, int] = {node.name: i for i, node in enumerate(placeholders)}
+        known = {id(x): 3 + len(self.arguments) + i for i, x in enumerate(self.parameters)}
+        known |= {id(x): len(names) + i for i, x in enumerate(self.constants)}
+        for node in traced.graph.nodes:
+            if node.op == "get_attr":
+                tensor = getattr(traced, node.target)
+                if id(tensor) not in known:
+                    known[id(tensor)] = len(names) + len(self.constants)
+                    self.constants.append(tensor)
+                lifted[node.name] = known[id(tensor)]
+        names += [f"c{i}" for i in range(len(self.constants))]
+        values += [x.detach() for x in self.constants]
+
+        def run(*inputs: Tensor) -> Any:
+            interpreter = _Lifted(traced, {name: inputs[i] for name, i in lifted.items()})
+            with torch.fx.traceback.preserve_node_meta(), torch.no_grad():
+                return interpreter.run(*inputs[: len(placeholders)])
+
+        functional = torch.func.functionalize(run, remove="mutations")
+        with torch.inference_mode(False):
+            module = make_fx(functional, decomposition_table=TABLE, tracing_mode="fake")(*values)
+        for node, name in zip([n for n in module.graph.nodes if n.op == "placeholder"], names, strict=True):
+            node._rename(name)
+        for node in module.graph.nodes:
+            if node.target is torch.ops.aten.copy_.default:
+                raise NotCapturable(
+                    explain(
+                        f"f writes into a tensor of its own while it is evaluated{source_line(node)}",
+                        "an f without state (running statistics, counters, caches)",
+                        "call .eval(), or keep what changes out of f",
+                    )
+                )
+        return module
+
+    def check(self, captured: Captured) -> None:
+        """Evaluate the graph of f at the initial time against f itself."""
+        problem = self.problem
+        with torch.no_grad(), problem.autocast():
+            expected = problem.field(Counts())(self.time, problem.y0.detach().clone())
+            values = {"t": self.time, "u": problem.y0.detach()}
+            values |= {f"p{i}": x.detach() for i, x in enumerate(self.inputs)}
+            values |= {f"c{i}": x for i, x in enumerate(captured.constants)}
+            module = captured.graphs["f"]
+            named = [values[node.name] for node in module.graph.nodes if node.op == "placeholder"]
+            (found,) = fx.Interpreter(module).run(*named)
+        scale = expected.abs().max()
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(scale.nan_to_num(1.0)), equal_nan=True):
+            raise NotCapturable(
+                explain(
+                    "f gave another value when it was evaluated again",
+                    "an f without randomness and without state",
+                    "take random numbers and caches out of f, or pass them through args=",
+                )
+            )
+
+
+class _Lifted(fx.Interpreter):
+    """Runs a graph whose attributes are given as tensors."""
+
+    def __init__(self, module: fx.GraphModule, tensors: dict[str, Tensor]) -> None:
+        super().__init__(module)
+        self._tensors = tensors
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            return self._tensors[n.name]
+        return super().run_node(n)
+
+
+def _slots(problem: ODEProblem, inputs: Sequence[Tensor]) -> tuple[Slot, ...]:
+    names: dict[int, str] = {}
+    for thing in (*problem.callables, *problem.arguments.leaves):
+        if isinstance(thing, torch.nn.Module):
+            for name, parameter in thing.named_parameters():
+                names.setdefault(id(parameter), name)
+    count = len(problem.arguments.tensors) if len(inputs) else 0
+    slots, offset = [], 0
+    for i, x in enumerate(inputs):
+        default = f"args tensor {i}" if i < count else f"captured tensor {i - count}"
+        slots.append(Slot(names.get(id(x), default), tuple(x.shape), offset))
+        offset += x.numel()
+    return tuple(slots)

@@ -1,0 +1,84 @@
+"""Algorithms, controllers and sensitivity algorithms as expressions that Julia evaluates (juliaenv/src/algorithms.jl)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible
+from pynode.controllers import IController, PIDController
+from pynode.julia.runtime import Julia
+from pynode.sensealg import (
+    BacksolveAdjoint,
+    GaussAdjoint,
+    GaussKronrodAdjoint,
+    InterpolatingAdjoint,
+    QuadratureAdjoint,
+    SensitivityAlgorithm,
+)
+
+#: Native algorithms that SciML calls otherwise, or has as a tableau only.
+_OTHER = {"AdaptiveHeun": "Heun()"}
+_TABLEAUS = ("RK38", "Fehlberg2")
+
+
+def known(algorithm: Algorithm) -> bool:
+    """Whether SciML has the algorithm."""
+    if isinstance(algorithm, JuliaAlgorithm):
+        return True
+    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible)
+
+
+def number_of(engine: Julia, algorithm: Algorithm) -> int:
+    """Julia's number of an algorithm."""
+    if isinstance(algorithm, JuliaAlgorithm):
+        return engine.named(algorithm.expression) if algorithm.expression else engine.held(algorithm.object)
+    if algorithm.name in _TABLEAUS:
+        return engine.named(_tableau(algorithm.name))
+    return engine.named(_OTHER.get(algorithm.name, f"{algorithm.name}()"))
+
+
+def _tableau(name: str) -> str:
+    from pynode.native.tableaus import TABLEAUS
+
+    tableau = TABLEAUS[name]
+    stages = len(tableau.b)
+    rows = [[*row, *[0.0] * (stages - len(row))] for row in tableau.a]
+    matrix = "; ".join(" ".join(repr(float(x)) for x in row) for row in rows)
+
+    def vector(values: Any) -> str:
+        return "Float64[" + ", ".join(repr(float(x)) for x in values) + "]"
+
+    error = tableau.b_error or ()
+    arguments = [f"Float64[{matrix}]", vector(tableau.b), vector(tableau.c), vector(error)]
+    return f"tableau({', '.join(arguments)}, {tableau.order}, {tableau.order - 1})"
+
+
+def controller_number(engine: Julia, controller: PIDController) -> int:
+    """Julia's number of a step-size controller; 0, each algorithm's own choice, for pynode's default one.
+
+    SciML writes the exponents of the last three errors.
+    """
+    if controller == IController():
+        return 0
+    p, i, d = controller.pcoeff, controller.icoeff, controller.dcoeff
+    betas = f"{p + i + d}, {-(p + 2 * d)}, {d}"
+    bounds = f"gamma = {controller.safety}, qmin = {controller.factormin}, qmax = {controller.factormax}"
+    return engine.named(f"PIDController({betas}; {bounds})")
+
+
+def sensealg_expression(sensealg: SensitivityAlgorithm, rtol: float, atol: float) -> str:
+    """A sensitivity algorithm as SciML's; the products are ours, whatever ``autojacvec`` says.
+
+    ``rtol``, ``atol``: tolerances of a quadrature that has none of its own.
+    """
+    options = ["autojacvec = ZygoteVJP()"]
+    if isinstance(sensealg, InterpolatingAdjoint | GaussAdjoint) and sensealg.checkpointing:
+        options.append("checkpointing = true")
+    if isinstance(sensealg, QuadratureAdjoint):
+        rtol = rtol if sensealg.quadrature_rtol is None else sensealg.quadrature_rtol
+        atol = atol if sensealg.quadrature_atol is None else sensealg.quadrature_atol
+        options += [f"reltol = {rtol!r}", f"abstol = {atol!r}"]
+    assert isinstance(
+        sensealg, BacksolveAdjoint | InterpolatingAdjoint | QuadratureAdjoint | GaussAdjoint | GaussKronrodAdjoint
+    )
+    return f"{sensealg.name}({', '.join(options)})"

@@ -1,0 +1,53 @@
+"""What the Julia backend remembers of a solve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pynode.backends import Request
+from pynode.julia.crossing import CallbackError, Reply
+from pynode.julia.routes import Route
+from pynode.julia.runtime import Julia
+from pynode.solution import ReturnCode
+
+
+class JuliaRecord:
+    """A solve in Julia: its request, how it ended, its saved values, and the number Julia knows it by."""
+
+    def __init__(self, request: Request, engine: Julia, route: Route) -> None:
+        self.request, self.engine, self.route = request, engine, route
+        self.solution = 0
+        self.parameters = route.vector()
+        self.retcode = ReturnCode.Success
+        self.t = request.problem.times[0]
+        self.end = torch.empty(0)
+        self.detail = ""
+        self.values = torch.empty(0)
+        self.saved: list[float] = []
+        self.steps = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "solution", 0):
+            self.engine.drop(self.solution)
+
+    def call(self, name: str, *args: Any) -> Reply:
+        """A crossing that may evaluate the field."""
+        self.route.prepare()
+        synchronize(self.request.problem.layout.device)
+        try:
+            return self.engine.call(name, *args)
+        except CallbackError:
+            raise self.route.failed() from None
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for torch's work on a device, before another runtime touches its memory."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def device_number(device: torch.device) -> int:
+    """As in juliaenv/src/solving.jl."""
+    return 0 if device.type == "cpu" else 1

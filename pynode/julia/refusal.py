@@ -1,0 +1,88 @@
+"""Why a field cannot be captured, with the operator and the user's line."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+
+import torch
+from torch import fx
+
+from pynode.errors import UnsupportedError, explain
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+#: Files of pynode that stand between the tracer and the user's field.
+_OWN = tuple(os.path.join(_HERE, name) for name in ("problem.py", "layout.py", "running_cost.py", "julia" + os.sep))
+
+
+class NotCapturable(UnsupportedError):
+    """The field cannot be turned into a graph that holds for all states, times and parameters."""
+
+
+def source_line(node: fx.Node) -> str:
+    """`` at file:line`` of the user's code a node stems from, or nothing."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return _where(frames)
+
+
+def _where(frames: list[tuple[str, str]]) -> str:
+    users = [
+        (file, line)
+        for file, line in frames
+        if not file.startswith((_TORCH, *_OWN)) and not file.startswith("<") and os.sep + "contextlib" not in file
+    ]
+    return f" at {users[-1][0]}:{users[-1][1]}" if users else ""
+
+
+def check_trace(traced: fx.GraphModule) -> None:
+    """Raise NotCapturable for operators that draw random numbers."""
+    for node in traced.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            if node.target.name() == "aten::native_dropout" and node.args[2] is False:
+                continue
+            raise NotCapturable(
+                explain(
+                    f"f draws random numbers ({node.target}{source_line(node)})",
+                    "an f that has one value for each time and state",
+                    "call .eval(), or draw the noise outside and pass it through args=",
+                )
+            )
+
+
+_DATA = (
+    torch._subclasses.fake_tensor.DataDependentOutputException,
+    torch._subclasses.fake_tensor.DynamicOutputShapeException,
+    torch._subclasses.fake_tensor.UnsupportedOperatorException,
+)
+_VALUES = re.compile(r"get value out of a tracing tensor|data.dependent|\.numpy\(\) is not supported|NumPy|numpy")
+
+
+def refusal_of(error: Exception) -> NotCapturable | None:
+    """NotCapturable for an exception that tracing raised; None for the field's own exceptions."""
+    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+    where = _where(frames)
+    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, NotCapturable):
+        return error
+    if isinstance(error, _DATA) or _VALUES.search(str(error)):
+        func = getattr(error, "func", None)
+        what = f" ({func})" if func is not None else f" ({message})"
+        return NotCapturable(
+            explain(
+                f"f needs a value while it is traced{what}{where}",
+                "an f whose path does not depend on data (if y.sum() > 0, .item(), numpy, y[y > 0])",
+                "write it with torch.where and tensor operators, or use the callback route",
+            )
+        )
+    if isinstance(error, RuntimeError | NotImplementedError | TypeError | AssertionError):
+        return NotCapturable(
+            explain(
+                f"f cannot be traced: {type(error).__name__}: {message}{where}",
+                "an f of torch operators on tensors",
+                "use the callback route",
+            )
+        )
+    return None

@@ -1,0 +1,206 @@
+"""How Julia gets at a field: as a program of its own, or by calling back; found once for each field and signature."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pynode.backends import Request
+from pynode.dependencies import Dependencies
+from pynode.julia.callback import CallbackRoute
+from pynode.julia.capture import NotCapturable, capture
+from pynode.julia.emit import Program, emit
+from pynode.julia.emitted import EmittedRoute, LoadedProgram
+from pynode.julia.runtime import Julia
+from pynode.julia.watch import Watch
+from pynode.problem import ODEProblem
+from pynode.solution import Counts
+
+
+class CallbackWarning(UserWarning):
+    """A field could not be captured: Julia calls torch back for every evaluation, which is slower."""
+
+
+class Route(Protocol):
+    """A field as Julia knows it."""
+
+    number: int
+    captured: bool
+    inputs: list[Tensor]
+    used: list[bool]
+
+    def prepare(self) -> None:
+        """Before Julia evaluates the field."""
+
+    def vector(self) -> Tensor:
+        """The parameter vector."""
+        ...
+
+    def failed(self) -> BaseException:
+        """What Python code that Julia had called raised."""
+        ...
+
+
+@dataclass
+class _Capture:
+    """What a field was captured as; ``program`` is None where it cannot be."""
+
+    program: Program | None
+    used: list[bool]
+    loaded: dict[int, LoadedProgram] = field(default_factory=dict)
+
+
+@dataclass
+class _Entry:
+    """What is known of a field under a signature, as long as ``watch`` sees no change."""
+
+    signature: Any
+    watch: Watch
+    held: list[Any]
+    versions: list[int]
+    dependencies: Dependencies
+    captures: dict[bool, _Capture] = field(default_factory=dict)
+
+    def current(self, signature: Any, problem: ODEProblem) -> bool:
+        inputs = {id(x) for x in self.dependencies.parameters}
+        return (
+            self.signature == signature
+            and self.watch.unchanged()
+            and self.versions == _versions(self.watch, inputs, problem)
+        )
+
+
+_ENTRIES: weakref.WeakKeyDictionary[Any, list[_Entry]] = weakref.WeakKeyDictionary()
+_KEPT = 8  # signatures of one field, such as the sizes of batches
+
+_PROGRAMS: dict[tuple[str, int], LoadedProgram] = {}
+_FORCED: list[str] = []
+_ANNOUNCED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@contextmanager
+def callbacks() -> Iterator[None]:
+    """Within it, Julia calls torch back for every field, also for those that could be captured."""
+    _FORCED.append("callback")
+    try:
+        yield
+    finally:
+        _FORCED.pop()
+
+
+def dependencies_of(
+    problem: ODEProblem, counts: Counts, params: Iterable[Tensor] | None, allow_unused: bool, jump: float
+) -> Dependencies:
+    """The tensors a gradient is owed to: those found before, where nothing that ``f`` reaches has changed."""
+    if params is not None or not _weakly(problem.f):
+        return Dependencies(problem, counts, params, allow_unused, jump)
+    signature = _signature(problem, allow_unused, jump)
+    entries = _ENTRIES.setdefault(problem.f, [])
+    for entry in entries:
+        if entry.current(signature, problem):
+            return _renewed(entry, problem)
+    entries[:] = [x for x in entries if x.signature != signature][-_KEPT + 1 :]
+    dependencies = Dependencies(problem, counts, None, allow_unused, jump)
+    watch = Watch([problem.f, *problem.arguments.leaves])
+    inputs = {id(x) for x in dependencies.parameters}
+    lasting = copy.copy(dependencies)
+    lasting.problem = None  # type: ignore[assignment]  # a problem holds its field, which would never be forgotten
+    entry = _Entry(signature, watch, list(problem.arguments.leaves), _versions(watch, inputs, problem), lasting)
+    entries.append(entry)
+    return _renewed(entry, problem)
+
+
+def _renewed(entry: _Entry, problem: ODEProblem) -> Dependencies:
+    found = copy.copy(entry.dependencies)
+    found.problem = problem
+    found.arguments = problem.arguments.tensors
+    found.entry = entry
+    return found
+
+
+def _weakly(f: Any) -> bool:
+    try:
+        weakref.ref(f)
+    except TypeError:
+        return False
+    return type(f).__hash__ is not None and type(f).__eq__ is object.__eq__
+
+
+def _signature(problem: ODEProblem, allow_unused: bool, jump: float) -> Any:
+    layout, cast = problem.layout, problem.autocast
+    leaves = [
+        (tuple(x.shape), x.dtype, x.device, True)
+        if isinstance(x, Tensor) and x.requires_grad
+        else (id(x), x if isinstance(x, int | float | str | bool) else None)
+        for x in problem.arguments.leaves
+    ]
+    return (
+        (layout.template, layout.shapes, layout.dtypes, layout.device, problem.cost_layout is None),
+        (cast.enabled, cast.dtype, allow_unused, jump, torch.is_inference_mode_enabled()),
+        leaves,
+    )
+
+
+def _versions(watch: Watch, inputs: set[int], problem: ODEProblem) -> list[int]:
+    """How often tensors have been written into that are part of a program, not of the parameter vector."""
+    own = {id(x) for x in problem.arguments.tensors}
+    fixed = [x for x in watch.tensors if id(x) not in inputs and id(x) not in own and not x.is_inference()]
+    return [x._version for x in fixed]
+
+
+def route_for(engine: Julia, request: Request) -> Route:
+    """The route of a request's field."""
+    problem = request.problem
+    dependencies = request.dependencies
+    if dependencies is None and not torch.is_inference_mode_enabled():
+        # The program is that of a solve with gradients, so that evaluating a model while training it costs no other.
+        with problem.autocast():
+            dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
+    inputs = [] if dependencies is None else [*dependencies.arguments, *dependencies.parameters]
+    entry: _Entry | None = getattr(dependencies, "entry", None)
+    captured = None if entry is None else entry.captures.get(dependencies is not None)
+    if captured is None:
+        captured = _captured(problem, dependencies)
+        if entry is not None:
+            entry.captures[True] = captured
+    if captured.program is None or _FORCED:
+        return CallbackRoute(engine, problem, dependencies)
+    device = 0 if problem.layout.device.type == "cpu" else 1
+    program = _loaded(engine, captured, problem, inputs, device)
+    return EmittedRoute(program, captured.program.constants, inputs, captured.used)
+
+
+def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> _Capture:
+    try:
+        found = capture(problem, dependencies)
+        array = "Array" if problem.layout.device.type == "cpu" else "CuArray"
+        program = emit(found, array)
+    except NotCapturable as refusal:
+        f = problem.f
+        if not _weakly(f) or f not in _ANNOUNCED:
+            if _weakly(f):
+                _ANNOUNCED.add(f)
+            warnings.warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning, stacklevel=6)
+        return _Capture(None, [])
+    outputs: Any = found.graphs["vjp_p"].graph.output_node().args[0]
+    return _Capture(program, [x is not None for x in outputs])
+
+
+def _loaded(engine: Julia, captured: _Capture, problem: ODEProblem, inputs: list[Tensor], device: int) -> LoadedProgram:
+    if device not in captured.loaded:
+        assert captured.program is not None
+        key = (captured.program.source, device)
+        if key not in _PROGRAMS:
+            size = sum(x.numel() for x in inputs)
+            layout = problem.layout
+            _PROGRAMS[key] = LoadedProgram(engine, captured.program.source, layout.dtype, layout.size, size, device)
+        captured.loaded[device] = _PROGRAMS[key]
+    return captured.loaded[device]

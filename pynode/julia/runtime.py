@@ -1,0 +1,207 @@
+"""Julia inside this process: found, started on first use, entered from any thread. Configuration is read here only.
+
+Julia is entered through C functions that adopt the calling thread, one thread at a time. The thread that started Julia
+stays in what Julia calls a GC-safe region while it is in Python, so that Julia's garbage collector never waits for a
+thread that waits for something else (torch's backward threads come while the main thread waits for them).
+
+Environment variables: those of juliacall (``PYTHON_JULIACALL_*``) and juliapkg (``PYTHON_JULIAPKG_*``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pynode.errors import UnsupportedError, explain
+from pynode.julia.crossing import Reply, byref, checked, functions
+
+INSTALL = "pip install 'pynode[julia]' && pynode julia setup"
+
+
+def installed() -> bool:
+    """Whether the Python side (juliacall) is there; Julia itself may still have to be installed."""
+    return importlib.util.find_spec("juliacall") is not None
+
+
+class Julia:
+    """The running Julia.
+
+    Attributes
+    ----------
+    main : juliacall module
+        Julia's ``Main``, for what is not hot.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._dropped: deque[int] = deque()
+        self._named: dict[str, int] = {}
+        self._sensitivity = False
+        self.main = _juliacall().Main
+        signals = [
+            ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
+            for name in ("PyGILState_Ensure", "PyErr_CheckSignals", "PyErr_Clear", "PyGILState_Release")
+        ]
+        try:
+            self.main.seval("import PyNode")
+            text = str(self.main.PyNode.connect(*signals))
+        except Exception as error:
+            raise UnsupportedError(
+                explain(
+                    f"the Julia package PyNode could not be loaded: {str(error).strip().splitlines()[0]}",
+                    "the Julia packages that pynode declares in juliapkg.json",
+                    "run `pynode julia setup`; `pynode doctor` tells what is missing",
+                )
+            ) from error
+        self._functions = functions({name: int(at) for name, at in (part.split("=") for part in text.split())})
+        _park()
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        if os.getpid() != self._pid:
+            raise UnsupportedError(
+                explain(
+                    "Julia was started in the parent of this forked process",
+                    "a process that starts its own Julia",
+                    "use the 'spawn' start method (torch.utils.data.DataLoader(multiprocessing_context='spawn'), "
+                    "torch.multiprocessing.set_start_method('spawn'))",
+                )
+            )
+        with self._lock:
+            yield
+
+    def call(self, name: str, *args: Any) -> Reply:
+        """Call a C function; its reply. Raises what the reply says."""
+        reply = Reply()
+        with self._inside():
+            if self._dropped:
+                self._drop()
+            self._functions[name](*args, byref(reply))
+        return checked(reply)
+
+    def drop(self, number: int) -> None:
+        """Let Julia forget what it holds under ``number``, at the next call. May run in a finaliser."""
+        self._dropped.append(number)
+
+    def _drop(self) -> None:
+        numbers = []
+        while self._dropped:
+            numbers.append(self._dropped.popleft())
+        array = np.array(numbers, dtype=np.int64)
+        self._functions["drop"](array.ctypes.data, len(numbers))
+
+    def named(self, expression: str) -> int:
+        """The number of the algorithm, controller or sensitivity algorithm that a Julia expression means."""
+        if expression not in self._named:
+            text = expression.encode()
+            buffer = ctypes.create_string_buffer(text)
+            reply = self.call("named", ctypes.addressof(buffer), len(text))
+            self._named[expression] = int(reply.solution)
+        return self._named[expression]
+
+    def held(self, thing: Any) -> int:
+        """The number under which Julia holds an object of juliacall (one of diffeqpy's algorithms)."""
+        with self._inside():
+            return int(self.main.PyNode.hold(thing))
+
+    def need_adjoints(self) -> None:
+        """Load SciMLSensitivity, which forward solves do without."""
+        if not self._sensitivity:
+            with self._inside():
+                self.main.seval("import SciMLSensitivity")
+            self._sensitivity = True
+
+
+_STATE: dict[str, Julia] = {}
+_START = threading.Lock()
+
+
+def started() -> bool:
+    """Whether Julia runs in this process already."""
+    return "julia" in _STATE
+
+
+def julia() -> Julia:
+    """Julia, started if need be.
+
+    Raises
+    ------
+    UnsupportedError
+        If juliacall or the Julia packages are not there; the message has the command that installs them.
+    """
+    found = _STATE.get("julia")
+    if found is not None:
+        return found
+    with _START:
+        if "julia" not in _STATE:
+            _STATE["julia"] = _in_lasting_thread(Julia)
+        return _STATE["julia"]
+
+
+def _in_lasting_thread(start: Callable[[], Julia]) -> Julia:
+    """``start()``, in a thread that stays: Julia's first thread must not end before it."""
+    if threading.current_thread() is threading.main_thread():
+        return start()
+    done = threading.Event()
+    outcome: list[Any] = []
+
+    def live() -> None:
+        try:
+            outcome.append(start())
+        except BaseException as error:
+            outcome.append(error)
+        done.set()
+        threading.Event().wait()
+
+    threading.Thread(target=live, name="pynode-julia", daemon=True).start()
+    done.wait()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    julia: Julia = outcome[0]
+    return julia
+
+
+def _juliacall() -> Any:
+    if not installed():
+        raise UnsupportedError(
+            explain(
+                "backend 'julia' needs juliacall, which is not installed",
+                "juliacall and a Julia with SciML's packages",
+                f"run {INSTALL}",
+            )
+        )
+    # Julia's own handler of Ctrl-C would end the process; here a long solve asks Python for signals itself.
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
+    os.environ.setdefault("PYTHON_JULIACALL_THREADS", "1")
+    with warnings.catch_warnings():
+        # Both orders of import are tested; juliacall warns of one of them.
+        warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+        try:
+            import juliacall
+        except Exception as error:
+            raise UnsupportedError(
+                explain(
+                    f"juliacall could not start Julia: {error}", "a working Julia", f"run {INSTALL}, then pynode doctor"
+                )
+            ) from error
+    return juliacall
+
+
+def _park() -> None:
+    """Put this thread into a GC-safe region for good; C functions of Julia leave it and come back by themselves."""
+    library = ctypes.PyDLL(None)
+    enter = getattr(library, "jl_gc_safe_enter", None) or getattr(library, "ijl_gc_safe_enter", None)
+    if enter is None:
+        return
+    enter.restype = ctypes.c_int8
+    enter()
