@@ -198,8 +198,8 @@ class _Writer:
         return lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
-        from pynode.julia.ir import leaves
         from pynode.julia.loops import Nest
+        from pynode.julia.ir import leaves
 
         nest = Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
         return bare(nest.text(expr))

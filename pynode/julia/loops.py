@@ -92,9 +92,7 @@ class Nest:
         buffer, base = view.buffer.resolved()
         strides = self.strides[id(view)]
         constant = base + view.offset + 1 - (strides[-1] if strides else 0)
-        parts = [
-            v if s == 1 else f"{s}{v}" for v, s in zip(reversed(self.variables), reversed(strides), strict=True) if s
-        ]
+        parts = [v if s == 1 else f"{s}{v}" for v, s in zip(reversed(self.variables), reversed(strides), strict=True) if s]
         text = " + ".join(parts).replace("+ -", "- ")
         text += extra
         if not text:
@@ -137,9 +135,7 @@ class Nest:
             text = self.index(expr.view)
         elif isinstance(expr, Gather):
             extra = "".join(
-                f" + {s} * wrapped({bare(self.text(i, depth))}, {n})"
-                if s != 1
-                else f" + wrapped({bare(self.text(i, depth))}, {n})"
+                f" + {s} * wrapped({bare(self.text(i, depth))}, {n})" if s != 1 else f" + wrapped({bare(self.text(i, depth))}, {n})"
                 for s, n, i in expr.terms
             )
             text = self.index(expr.view, extra)
@@ -159,9 +155,7 @@ class Nest:
         self._texts[id(expr)] = text
         return text
 
-    def lines(
-        self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str
-    ) -> Iterator[str]:
+    def lines(self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str) -> Iterator[str]:
         """The nest; ``before[d]`` and ``after[d]`` stand around the loop at depth d."""
         depth = len(self.sizes)
         for d in range(depth):

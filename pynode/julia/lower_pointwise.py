@@ -112,9 +112,7 @@ def operands(low: Lowering, node: fx.Node, arguments: Any, dtype: torch.dtype) -
     """The arguments' expressions, converted and repeated to the node's shape."""
     shape = tuple(node.meta["val"].shape)
     values = [low.value(x) for x in arguments]
-    exprs = [
-        converted(repeated(low, x, shape).expr if x.shape != () else _spread(low, x, shape), dtype) for x in values
-    ]
+    exprs = [converted(repeated(low, x, shape).expr if x.shape != () else _spread(low, x, shape), dtype) for x in values]
     return exprs, shape
 
 

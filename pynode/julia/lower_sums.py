@@ -19,9 +19,7 @@ _UNROLLED = 4
 _SMALL = 6_000
 
 
-def reduced(
-    low: Lowering, kind: str, value: Value, dims: list[int], keep: bool, dtype: torch.dtype, note: str
-) -> Value:
+def reduced(low: Lowering, kind: str, value: Value, dims: list[int], keep: bool, dtype: torch.dtype, note: str) -> Value:
     """The value combined over dimensions."""
     rank = len(value.shape)
     dims = sorted({d % rank for d in dims}) if rank else []

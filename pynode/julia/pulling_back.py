@@ -89,7 +89,8 @@ def _parted(record: JuliaRecord, vector: Tensor, moved: bool) -> tuple[list[Tens
         return [torch.zeros_like(x) for x in dependencies.arguments], dependencies.zeros()
     parts = torch.split(vector, [real_size(x) for x in route.inputs]) if route.inputs else ()
     found: list[Tensor | None] = [
-        shaped_like(part, x) if used else None for part, x, used in zip(parts, route.inputs, route.used, strict=True)
+        shaped_like(part, x) if used else None
+        for part, x, used in zip(parts, route.inputs, route.used, strict=True)
     ]
     for index, x in enumerate(dependencies.arguments):
         if found[index] is None:
@@ -229,3 +230,4 @@ def _ranges(record: JuliaRecord) -> np.ndarray[Any, Any]:
             start = size + sum(sizes)
             groups.append((start + 1, start + counted))
     return np.array(groups, dtype=np.int64).reshape(-1, 2)
+
