@@ -98,6 +98,8 @@ class Dependencies:
             leaves = [x for x in (*candidates, *direct) if id(x) in reached or id(x) not in hidden]
             self.parameters = list({id(x): x for x in (*leaves, *captured)}.values())
             reached |= {id(x) for x in captured}
+        #: Where a backend keeps what it found out about the same field earlier.
+        self.known: Any = None
         #: Identities of the parameters that f reached in the probing evaluation.
         self.reached = reached
         # f gets the tensors in args as arguments; whether it reaches one of them on another way too has been seen.

@@ -13,9 +13,10 @@ mutable struct Reply
     rejected::Int64
     saved::Int64
     steps::Int64
+    mismatch::Float64
     message::String
 end
-Reply() = Reply(DONE, SUCCESS, NaN, 0, 0, 0, 0, 0, 0, 0, 0, "")
+Reply() = Reply(DONE, SUCCESS, NaN, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, "")
 
 function finish!(reply::Reply, status::Int32, message::String)
     reply.status = status
@@ -35,6 +36,7 @@ struct RawReply
     rejected::Int64
     saved::Int64
     steps::Int64
+    mismatch::Float64
     length::Int64
     message::Ptr{UInt8}
     capacity::Int64
@@ -47,7 +49,7 @@ function answer(pointer::Ptr{RawReply}, reply::Reply)
     used = min(length(text), Int(raw.capacity))
     GC.@preserve text unsafe_copyto!(raw.message, pointer_from(text), used)
     unsafe_store!(pointer, RawReply(reply.status, reply.retcode, reply.t, reply.solution, reply.nf, reply.nvjp,
-        reply.nvjp_p, reply.accepted, reply.rejected, reply.saved, reply.steps, used, raw.message, raw.capacity))
+        reply.nvjp_p, reply.accepted, reply.rejected, reply.saved, reply.steps, reply.mismatch, used, raw.message, raw.capacity))
     return nothing
 end
 pointer_from(text) = pointer(text)

@@ -7,6 +7,42 @@ mutable struct Counts
 end
 
 """
+Stored states at some times (ascending), and how far from each the state was when a backward solve came there. The
+last evaluation before the state is put back to the stored one is at the end of a step that was accepted.
+"""
+struct Anchors{V}
+    times::Vector{Float64}
+    states::Vector{V}
+    distances::Vector{Float64}
+    "So many leading channels count."
+    counted::Int
+end
+Anchors(times, states::Vector{V}, counted) where {V} =
+    Anchors{V}(times, states, zeros(length(times)), counted)
+
+function compare!(anchors::Anchors, u, t)
+    i = searchsortedfirst(anchors.times, t)
+    i <= length(anchors.times) && anchors.times[i] == t || return nothing
+    part = 1:(anchors.counted)
+    distance = norm(view(u, part) .- view(anchors.states[i], part))
+    distance == 0 || (anchors.distances[i] = distance) # put back already
+    return nothing
+end
+
+"""The largest distance beyond `noise`, as a part of the state's size there or where it came from."""
+function mismatch(anchors::Anchors, noise)
+    part = 1:(anchors.counted)
+    sizes = [Float64(norm(view(u, part))) for u in anchors.states]
+    largest = 0.0
+    for (i, distance) in enumerate(anchors.distances)
+        beside = max(sizes[i], sizes[max(i - 1, 1)], sizes[min(i + 1, length(sizes))])
+        over = isfinite(distance) ? max(distance - noise, 0.0) / max(beside, floatmin()) : Inf
+        largest = max(largest, over)
+    end
+    return largest
+end
+
+"""
     Field{T, V}
 
 A model on flat vectors `V` of numbers `T`: `f(du, u, p, t)`, `vjp(dλ, λ, u, p, t)`, `vjp_p(g, λ, u, p, t)` and
@@ -29,12 +65,14 @@ mutable struct Field{T, V <: AbstractVector{T}}
     const own::Any
     "A parameter product is checked for infinities and NaNs, over which adaptive quadrature would not end."
     strict::Bool
+    "Stored states that a solve backward in time has to come by."
+    anchors::Union{Nothing, Anchors{V}}
 end
 
 function Field{T, V}(f, vjp, vjp_p, tgrad, n::Int, np::Int, own) where {T, V}
     empty() = fill!(V(undef, n), 0)
     return Field{T, V}(f, vjp, vjp_p, tgrad, n, np, Counts(0, 0, 0), empty(), empty(), empty(),
-        fill!(V(undef, np), 0), own, false)
+        fill!(V(undef, np), 0), own, false, nothing)
 end
 
 @inline taken(::V, x::V) where {V} = x
@@ -52,7 +90,9 @@ function (r::RHS)(du, u, p, t)
     field.counts.f += 1
     poll()
     out = place(field.a, du)
-    field.f(out, taken(field.b, u), p, Float64(t))
+    y = taken(field.b, u)
+    field.anchors === nothing || compare!(field.anchors, y, Float64(t))
+    field.f(out, y, p, Float64(t))
     put(du, out)
     return nothing
 end

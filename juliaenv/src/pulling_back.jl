@@ -32,6 +32,9 @@ struct PullBackCall
     force_dtmin::Int32
     joint::Int32
     strict::Int32
+    "Channels that the reconstruction check looks at, zero for none, and the distance that is noise."
+    checked::Int64
+    noise::Float64
 end
 
 """The derivative of the loss by the state at saved time number `i`."""
@@ -71,6 +74,10 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
     field.counts.f = field.counts.vjp = field.counts.vjp_p = 0
     join!(field, c.joint != 0)
     field.strict = c.strict != 0
+    if c.checked > 0
+        order = sortperm(solution.t)
+        field.anchors = Anchors(solution.t[order], solution.u[order], Int(c.checked))
+    end
     all = device_array(place, T, c.cotangents, n * m)
     rows = V[all[((i - 1) * n + 1):(i * n)] for i in 1:m]
     if c.slopes != C_NULL
@@ -104,6 +111,8 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
         copyto!(device_array(place, T, c.dy0, n), dy0)
         field.np == 0 || copyto!(device_array(place, T, c.dp, field.np), vec(dp))
     finally
+        field.anchors === nothing || (reply.mismatch = mismatch(field.anchors, c.noise))
+        field.anchors = nothing
         field.strict = false
         join!(field, false)
         count_work!(reply, field)

@@ -30,6 +30,8 @@ struct SolveCall
     force_dtmin::Int32
     keep::Int32
     device::Int32
+    "Something may be asked of the solution later."
+    hold::Int32
 end
 
 const QUIET = DiffEqBase.DEVerbosity(SciMLLogging.None())
@@ -82,8 +84,9 @@ function solve_field(field::Field{T, V}, algorithm, c::SolveCall, reply, ::Val{e
         d_discontinuities = floats(c.jumps, c.njumps), internalnorm = norm, adaptive = c.adaptive != 0,
         verbose = QUIET)
     more = chosen(common, c, c.t1 - c.t0)
+    stored = sort!(unique!([c.t0; times; c.t1]); rev = c.t1 < c.t0)
     solution = keep ? solve(problem, algorithm; more...) :
-               solve(problem, algorithm; more..., saveat = times, dense = false)
+               solve(problem, algorithm; more..., saveat = stored, dense = false)
     reply.retcode = code(solution.retcode)
     reply.t = solution.t[end]
     count_work!(reply, field)
@@ -107,7 +110,7 @@ function solve_field(field::Field{T, V}, algorithm, c::SolveCall, reply, ::Val{e
         if keep
             at!(y, solution, times[i])
         else
-            copyto!(y, solution.u[i])
+            copyto!(y, solution.u[findfirst(==(times[i]), solution.t)])
         end
         copyto!(values, (i - 1) * n + 1, y, 1, n)
     end
@@ -115,10 +118,8 @@ function solve_field(field::Field{T, V}, algorithm, c::SolveCall, reply, ::Val{e
     reply.retcode == SUCCESS ? copyto!(final, solution.u[end]) :
     (keep ? at!(final, solution, reply.t) : copyto!(final, solution.u[end]))
     synchronize(place)
-    if keep
-        reply.steps = length(solution.t)
-        reply.solution = hold(Solved(solution, field, algorithm, place))
-    end
+    reply.steps = length(solution.t)
+    c.hold == 0 || (reply.solution = hold(Solved(solution, field, algorithm, place)))
     return nothing
 end
 

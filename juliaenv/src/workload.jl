@@ -10,7 +10,7 @@ function rehearse(::Type{T}, work) where {T}
     y0, p, values, final = T[1, 0], T[1, 1], zeros(T, 4), zeros(T, 2)
     times = [0.5, 1.0]
     message = zeros(UInt8, 1024)
-    raw = Ref(RawReply(0, 0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, pointer(message), 1024))
+    raw = Ref(RawReply(0, 0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, pointer(message), 1024))
     GC.@preserve y0 p values final times message begin
         work(field, (; y0, p, values, final, times, raw))
     end
@@ -20,7 +20,7 @@ end
 
 solve_rehearsal(field, algorithm, v; keep = 1) = SolveCall(field, algorithm, pointer(v.y0), pointer(v.p), 0.0, 1.0,
     pointer(v.times), 2, pointer(v.values), pointer(v.final), 1.0e-4, 1.0e-6, C_NULL, C_NULL, C_NULL, 0, C_NULL, 0, 0.0,
-    0.0, Inf, 10000, 2, 0, 1, 0, keep, 0)
+    0.0, Inf, 10000, 2, 0, 1, 0, keep, 0, 1)
 
 function crossed(cross, call, raw)
     box = Ref(call)
@@ -47,7 +47,7 @@ function gradient_workload(sensealgs)
             GC.@preserve cotangents dy0 dp begin
                 crossed(cross_pull_back, PullBackCall(solution, adjoint, 0, pointer(v.times), 2, pointer(cotangents),
                     C_NULL, pointer(dy0), pointer(dp), 1.0e-4, 1.0e-6, C_NULL, C_NULL, 0, C_NULL, 0, C_NULL, 0, 0.0,
-                    0.0, Inf, 10000, C_NULL, 0, 0, 1, 0, 0, 0), v.raw)
+                    0.0, Inf, 10000, C_NULL, 0, 0, 1, 0, 0, 0, 0, 0.0), v.raw)
             end
             release(solution)
         end)

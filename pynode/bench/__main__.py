@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "overhead": "pynode.bench.overhead",
     "memory": "pynode.bench.memory",
     "gradients": "pynode.bench.gradients",
+    "julia": "pynode.bench.julia",
 }
 
 

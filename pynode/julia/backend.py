@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class JuliaBackend:
             mesh = numbers("t", mesh_of(request.algorithm, problem.t.detach()))  # type: ignore[arg-type]
             stops = np.array(mesh[1:-1])
             # Every step ends at the next stop, whatever this is.
-            dt = 2.0 * max(abs(b - a) for a, b in zip(mesh, mesh[1:], strict=False))
+            dt = 2.0 * max(abs(b - a) for a, b in itertools.pairwise(mesh))
         jumps = np.array(sorted(request.jumps))
         rtols, atols = (_each(request, x) for x in (request.rtol, request.atol))
         if (rtols is None) != (atols is None):
@@ -118,6 +119,7 @@ class JuliaBackend:
             force_dtmin=request.force_dtmin,
             keep=0 if sparse and not request.save_steps else 1,
             device=device_number(layout.device),
+            hold=request.differentiable or not sparse or request.save_steps,
         )
         reply = record.call("solve", byref(call))
         record.solution, record.steps = int(reply.solution), int(reply.steps)

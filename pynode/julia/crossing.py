@@ -47,6 +47,7 @@ class SolveCall(ctypes.Structure):
         ("force_dtmin", c_int32),
         ("keep", c_int32),
         ("device", c_int32),
+        ("hold", c_int32),
     )
 
 
@@ -83,6 +84,8 @@ class PullBackCall(ctypes.Structure):
         ("force_dtmin", c_int32),
         ("joint", c_int32),
         ("strict", c_int32),
+        ("checked", c_int64),
+        ("noise", c_double),
     )
 
 
@@ -101,6 +104,7 @@ class Reply(ctypes.Structure):
         ("rejected", c_int64),
         ("saved", c_int64),
         ("steps", c_int64),
+        ("mismatch", c_double),
         ("length", c_int64),
         ("message", c_void_p),
         ("capacity", c_int64),
@@ -115,7 +119,7 @@ class Reply(ctypes.Structure):
     @property
     def text(self) -> str:
         """What Julia had to say."""
-        return bytes(self._room[: self.length]).decode(errors="replace")
+        return bytes(memoryview(self._room)[: self.length]).decode(errors="replace")
 
 
 #: How a crossing ended, as in juliaenv/src/messages.jl.

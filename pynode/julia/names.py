@@ -1,4 +1,4 @@
-"""Algorithms, controllers and sensitivity algorithms as expressions that Julia evaluates (juliaenv/src/algorithms.jl)."""
+"""Algorithms, controllers and sensitivity algorithms as the expressions of juliaenv/src/algorithms.jl."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from typing import Any
 
@@ -89,8 +91,7 @@ def _parted(record: JuliaRecord, vector: Tensor, moved: bool) -> tuple[list[Tens
         return [torch.zeros_like(x) for x in dependencies.arguments], dependencies.zeros()
     parts = torch.split(vector, [real_size(x) for x in route.inputs]) if route.inputs else ()
     found: list[Tensor | None] = [
-        shaped_like(part, x) if used else None
-        for part, x, used in zip(parts, route.inputs, route.used, strict=True)
+        shaped_like(part, x) if used else None for part, x, used in zip(parts, route.inputs, route.used, strict=True)
     ]
     for index, x in enumerate(dependencies.arguments):
         if found[index] is None:
@@ -111,13 +112,13 @@ def _reverse(
     halts = np.array(request.tstops if own.tstops is None else own.tstops)
     if fixed:
         t = problem.t.detach()
-        mesh = numbers("t", mesh_of(algorithm, t))  # type: ignore[arg-type]
+        mesh = numbers("t", mesh_of(algorithm, t))
         halts = np.array(mesh[1:-1][::-1])
-        dt = 2.0 * max(abs(b - a) for a, b in zip(mesh, mesh[1:], strict=False))
+        dt = 2.0 * max(abs(b - a) for a, b in itertools.pairwise(mesh))
     jumps = np.array(sorted(request.jumps if own.d_discontinuities is None else own.d_discontinuities))
     rtol = request.rtol if own.rtol is None else own.rtol
     atol = request.atol if own.atol is None else own.atol
-    size, channels = problem.layout.size, vector.numel()
+    channels = vector.numel()
     each = any(isinstance(x, Tensor) and x.numel() > 1 for x in (rtol, atol))
     rtols, atols = (_spread(record, x, channels) if each else None for x in (rtol, atol))
     least = [float(x.min()) if isinstance(x, Tensor) else float(x) for x in (rtol, atol)] if not fixed else [1e-6, 1e-6]
@@ -129,7 +130,7 @@ def _reverse(
     call = PullBackCall(
         solution=record.solution,
         sensealg=engine.named(expression),
-        algorithm=0 if own.algorithm is None else number_of(engine, own.algorithm),  # type: ignore[arg-type]
+        algorithm=0 if own.algorithm is None else number_of(engine, own.algorithm),
         times=times.ctypes.data,
         ntimes=len(stops),
         cotangents=seeds.data_ptr(),
@@ -156,6 +157,8 @@ def _reverse(
         force_dtmin=request.force_dtmin,
         joint=isinstance(own, BacksolveAdjoint | InterpolatingAdjoint),
         strict=isinstance(own, QuadratureAdjoint),
+        checked=problem.norm_layout.size if _checks(own) else 0,
+        noise=100.0 * least[1] * math.sqrt(problem.norm_layout.size),
     )
     counts = request.stats.backward
     try:
@@ -172,10 +175,14 @@ def _reverse(
     if not (bool(torch.isfinite(adjoint).all()) and bool(torch.isfinite(vector).all())):
         raise not_finite(f"the gradient of {own.name} is")
     if isinstance(own, BacksolveAdjoint):
-        _check_reconstruction(record, own, float(reply.t))
+        _check_reconstruction(own, float(reply.mismatch))
 
 
-def _check_reconstruction(record: JuliaRecord, own: BacksolveAdjoint, mismatch: float) -> None:
+def _checks(own: ContinuousAdjoint) -> bool:
+    return isinstance(own, BacksolveAdjoint) and own.reconstruction_rtol is not None
+
+
+def _check_reconstruction(own: BacksolveAdjoint, mismatch: float) -> None:
     """Raise or warn where the state integrated backward did not come by what the forward solve had stored."""
     if own.reconstruction_rtol is None or mismatch <= own.reconstruction_rtol:
         return
@@ -230,4 +237,3 @@ def _ranges(record: JuliaRecord) -> np.ndarray[Any, Any]:
             start = size + sum(sizes)
             groups.append((start + 1, start + counted))
     return np.array(groups, dtype=np.int64).reshape(-1, 2)
-

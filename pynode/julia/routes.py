@@ -122,7 +122,7 @@ def _renewed(entry: _Entry, problem: ODEProblem) -> Dependencies:
     found = copy.copy(entry.dependencies)
     found.problem = problem
     found.arguments = problem.arguments.tensors
-    found.entry = entry
+    found.known = entry
     return found
 
 
@@ -131,7 +131,8 @@ def _weakly(f: Any) -> bool:
         weakref.ref(f)
     except TypeError:
         return False
-    return type(f).__hash__ is not None and type(f).__eq__ is object.__eq__
+    # What compares by value would share what is known of one with another.
+    return getattr(type(f), "__eq__", None) is getattr(object, "__eq__")  # noqa: B009
 
 
 def _signature(problem: ODEProblem, allow_unused: bool, jump: float) -> Any:
@@ -165,7 +166,7 @@ def route_for(engine: Julia, request: Request) -> Route:
         with problem.autocast():
             dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
     inputs = [] if dependencies is None else [*dependencies.arguments, *dependencies.parameters]
-    entry: _Entry | None = getattr(dependencies, "entry", None)
+    entry: _Entry | None = None if dependencies is None else dependencies.known
     captured = None if entry is None else entry.captures.get(dependencies is not None)
     if captured is None:
         captured = _captured(problem, dependencies)

@@ -6,6 +6,7 @@ replaced, a flag that was switched or a tensor that took the place of another on
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,12 +65,12 @@ class Watch:
             if isinstance(thing, Tensor):
                 self.tensors.append(thing)
             elif isinstance(thing, dict):
-                self._look(stack, lambda thing=thing: thing.values())
-                self._readers.append(lambda thing=thing: thing.keys())
+                self._look(stack, thing.values)
+                self._readers.append(thing.keys)
             elif isinstance(thing, list | tuple):
-                self._look(stack, lambda thing=thing: thing)
+                self._look(stack, functools.partial(list, thing))
             elif isinstance(thing, set | frozenset):
-                self._look(stack, lambda thing=thing: sorted(thing, key=id))
+                self._look(stack, functools.partial(sorted, thing, key=id))
             elif isinstance(thing, types.FunctionType):
                 self._function(stack, thing)
             elif isinstance(thing, types.MethodType):
@@ -109,14 +110,18 @@ class Watch:
         space = function.__globals__
         used = [name for name in names if name in space]
         if used:
-            self._look(stack, lambda: [space.get(name) for name in used])
+            self._look(stack, functools.partial(_values, space, used))
         modules = [space[name] for name in used if isinstance(space[name], types.ModuleType)]
         for module in modules:
             if module.__name__.partition(".")[0] == "torch":
                 continue
             inside = [name for name in names if name in vars(module)]
             if inside:
-                self._look(stack, lambda module=module, inside=inside: [vars(module).get(name) for name in inside])
+                self._look(stack, functools.partial(_values, vars(module), inside))
+
+
+def _values(space: dict[str, Any], names: list[str]) -> list[Any]:
+    return [space.get(name) for name in names]
 
 
 def _content(cell: types.CellType) -> Any:
