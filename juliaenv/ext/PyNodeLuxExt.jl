@@ -26,11 +26,11 @@ hard_sigmoid(x) = clamp(x + 3, zero(x), oftype(x, 6)) / 6
 hard_swish(x) = x * hard_sigmoid(x)
 exp_linear(x, α) = ifelse(x > 0, x, α * expm1(min(x, zero(x))))
 continuous_exp_linear(x, α) = ifelse(x > 0, x, α * expm1(min(x / α, zero(x))))
+scaled_exp_linear(x) = oftype(x, 1.0507009873554805) * exp_linear(x, oftype(x, 1.6732632423543772))
 leaky(x, slope) = ifelse(x > 0, x, slope * x)
 soft_shrink(x, λ) = ifelse(x > λ, x - λ, ifelse(x < -λ, x + λ, zero(x)))
 hard_shrink(x, λ) = ifelse(abs(x) > λ, x, zero(x))
 above(x, threshold, value) = ifelse(x > threshold, x, value)
-power(x, exponent) = x^exponent
 
 """Dimension `d` of a torch tensor as a dimension of the Julia array over the same memory."""
 dimension(x, d::Int) = d < 0 ? -d : ndims(x) - d
@@ -92,7 +92,8 @@ function PyNode.lux_model(source::String, ::Type{T}) where {T}
     Core.eval(scope, :(const Lux = $Lux; const NNlib = $(Lux.NNlib); const Layers = $(@__MODULE__)))
     Core.eval(scope, :(using .Lux, .NNlib))
     for name in (:Activation, :ConcatTime, :Augment, :TimedChain, :softplus_above, :hard_tanh, :hard_sigmoid,
-            :hard_swish, :exp_linear, :continuous_exp_linear, :leaky, :soft_shrink, :hard_shrink, :above, :power)
+            :hard_swish, :exp_linear, :continuous_exp_linear, :scaled_exp_linear, :leaky, :soft_shrink, :hard_shrink,
+            :above)
         Core.eval(scope, :(const $name = Layers.$name))
     end
     chain = Base.include_string(scope, source, "exported model")

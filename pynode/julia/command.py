@@ -84,6 +84,8 @@ def setup(extras: Sequence[str] = (), *, image: bool = False, force: bool = Fals
     offline = bool(juliapkg.offline(None))
     if image:
         refuse_image(offline)
+    # Packages that extend one another are compiled for it when they meet.
+    load = "import " + ", ".join((*_CORE, *(package.name for extra in extras for package in EXTRAS[extra])))
     steps: list[tuple[str, Callable[[], Any]]] = []
     if extras:
         steps.append((f"asking for {', '.join(extras)}", lambda: _ask(juliapkg, extras)))
@@ -93,7 +95,7 @@ def setup(extras: Sequence[str] = (), *, image: bool = False, force: bool = Fals
             lambda: juliapkg.resolve(force=force),
         ),
         ("compiling the packages", lambda: _julia(_COMPILE)),
-        ("loading them once", lambda: _julia(_LOAD)),
+        ("loading them once", lambda: _julia(load)),
     ]
     if image:
         steps.append(("building a system image; this takes many minutes", build_image))
@@ -102,7 +104,7 @@ def setup(extras: Sequence[str] = (), *, image: bool = False, force: bool = Fals
         began = time.perf_counter()
         try:
             work()
-        except (subprocess.CalledProcessError, OSError) as error:
+        except Exception as error:  # juliapkg raises plain ones, urllib's and subprocess's
             raise UnsupportedError(
                 explain(
                     f"step {number} of {len(steps)}, {title}, failed: {error}",
@@ -130,8 +132,7 @@ def _ask(juliapkg: Any, extras: Sequence[str]) -> None:
 
 
 _COMPILE = "import Pkg; Pkg.instantiate(); Pkg.precompile()"
-#: Extensions compile when the packages meet.
-_LOAD = "import PyNode, SciMLSensitivity"
+_CORE = ("PyNode", "SciMLSensitivity")
 
 
 def _julia(script: str, *arguments: str) -> None:
@@ -169,6 +170,9 @@ PackageCompiler.create_sysimage(String.(names); sysimage_path = image, project =
 """
 
 
+_WORKLOAD = f"import {', '.join(_CORE)}\n"
+
+
 def build_image() -> None:
     """Build the image beside the project's manifest, and record it for the next start of Julia."""
     import juliapkg
@@ -177,7 +181,7 @@ def build_image() -> None:
     suffix = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
     image = project / f"pynode-sysimage.{suffix}"
     workload = project / "pynode-sysimage-workload.jl"
-    workload.write_text(_LOAD + "\n")
+    workload.write_text(_WORKLOAD)
     sysimage.forget(project)
     names = ["PythonCall", *declared()["packages"]]
     _julia(_BUILD, str(project), str(image), str(workload), *names)

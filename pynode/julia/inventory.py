@@ -126,6 +126,24 @@ def _ask_juliapkg(found: Inventory) -> None:
         found.trouble = f"{type(error).__name__}: {error}"
 
 
+def choose_image() -> None:
+    """Have juliacall, not imported yet, start Julia with the image of ``pynode julia setup --sysimage`` while it fits.
+
+    What the user chose with environment variables of juliacall goes before it.
+    """
+    if any(f"PYTHON_JULIACALL_{name}" in os.environ for name in ("SYSIMAGE", "EXE", "PROJECT")):
+        return
+    from juliapkg.state import STATE
+
+    project = Path(STATE["project"])
+    if not sysimage.exists(project):
+        return
+    found = take()
+    image = None if found.version is None else sysimage.recorded(project, found.version)
+    if found.resolved and image is not None:
+        os.environ["PYTHON_JULIACALL_SYSIMAGE"] = str(image)
+
+
 def julia_version(executable: str) -> str | None:
     """What ``julia --version`` says; None if that is no Julia."""
     try:

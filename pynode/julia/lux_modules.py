@@ -88,7 +88,7 @@ _BUILT_IN: dict[type[nn.Module], Converter] = {
     nn.LeakyReLU: _activation("leaky", "negative_slope"),
     nn.ELU: _activation("exp_linear", "alpha"),
     nn.CELU: _activation("continuous_exp_linear", "alpha"),
-    nn.SELU: _activation("selu"),
+    nn.SELU: _activation("scaled_exp_linear"),
     nn.GELU: _gelu,
     nn.SiLU: _activation("swish"),
     nn.Mish: _activation("mish"),

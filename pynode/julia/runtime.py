@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from pynode.errors import UnsupportedError, explain
+from pynode.julia import inventory
 from pynode.julia.crossing import Reply, byref, checked, functions
 
 INSTALL = "pip install 'pynode[julia]' && pynode julia setup"
@@ -183,6 +184,7 @@ def _juliacall() -> Any:
     # Julia's own handler of Ctrl-C would end the process; here a long solve asks Python for signals itself.
     os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
     os.environ.setdefault("PYTHON_JULIACALL_THREADS", "1")
+    inventory.choose_image()
     with warnings.catch_warnings():
         # Both orders of import are tested; juliacall warns of one of them.
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")

@@ -25,6 +25,11 @@ def forget(project: Path) -> None:
     (project / _NAME).unlink(missing_ok=True)
 
 
+def exists(project: Path) -> bool:
+    """Whether anything is written down."""
+    return (project / _NAME).is_file()
+
+
 def recorded(project: Path, version: str) -> Path | None:
     """The image to start with, or None: there is none, or the project or Julia have changed since."""
     return None if why_not(project, version) else Path(json.loads((project / _NAME).read_text())["path"])

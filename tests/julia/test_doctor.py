@@ -244,6 +244,29 @@ def test_system_image_counts_while_nothing_has_changed(tmp_path: Path) -> None:
     assert sysimage.why_not(tmp_path, "1.10.8") == "none was built"
 
 
+def test_julia_starts_with_the_image_that_fits(tmp_path: Path, surroundings: pytest.MonkeyPatch) -> None:
+    state = pytest.importorskip("juliapkg.state").STATE
+    name = "PYTHON_JULIACALL_SYSIMAGE"
+    surroundings.setenv(name, "")  # restored at the end, whatever happens here
+    surroundings.delenv(name)
+    surroundings.setitem(state, "project", str(tmp_path))
+    surroundings.setattr(inventory, "take", lambda: ready(tmp_path))
+    inventory.choose_image()
+    assert name not in os.environ
+    image = tmp_path / "image.so"
+    image.write_text("")
+    sysimage.record(tmp_path, image, "1.9.0")
+    inventory.choose_image()
+    assert name not in os.environ
+    sysimage.record(tmp_path, image, ready(tmp_path).version or "")
+    surroundings.setenv(name, "my own")
+    inventory.choose_image()
+    assert os.environ[name] == "my own"
+    surroundings.delenv(name)
+    inventory.choose_image()
+    assert os.environ[name] == str(image)
+
+
 @pytest.mark.julia
 def test_for_real() -> None:
     done = subprocess.run([sys.executable, "-m", "pynode", "doctor", "--json"], capture_output=True, text=True)
