@@ -170,7 +170,12 @@ PackageCompiler.create_sysimage(String.(names); sysimage_path = image, project =
 """
 
 
-_WORKLOAD = f"import {', '.join(_CORE)}\n"
+_WORKLOAD = """
+import PyNode
+using SciMLSensitivity: GaussAdjoint, InterpolatingAdjoint, ZygoteVJP
+PyNode.solve_workload()
+PyNode.gradient_workload(map(Adjoint -> Adjoint(autojacvec = ZygoteVJP()), (GaussAdjoint, InterpolatingAdjoint)))
+"""
 
 
 def build_image() -> None:
