@@ -109,6 +109,9 @@ class Backend(Protocol):
 
     name: str
 
+    def absent(self) -> str | None:
+        """None, or why the backend cannot be used here without installing something."""
+
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         """None, or a clause saying what is not supported."""
 

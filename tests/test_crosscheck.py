@@ -46,9 +46,10 @@ def test_all_that_is_offered_agrees_on_a_healthy_problem():
     report = check()
     assert report.ok, str(report)
     offered = [row for row in report.rows if row.verdict != NOT_OFFERED]
-    # With Tsit5, which cannot be run backward, all but one.
+    # Tsit5 cannot be run backward, and only Julia has the adaptive quadrature on each step.
     assert {row.sensealg for row in offered} == {cls.__name__ for cls in pynode.sensealg.SENSEALGS} - {
-        "ReversibleAdjoint"
+        "ReversibleAdjoint",
+        "GaussKronrodAdjoint",
     }
     assert {row.sensealg for row in report.rows} == {cls.__name__ for cls in pynode.sensealg.SENSEALGS}
     for row in offered:
@@ -261,7 +262,7 @@ def test_the_users_model_is_left_as_it_was():
 def test_oracles_agree(oracle):
     pytest.importorskip(oracle.partition(":")[0])
     problem = PROBLEMS["harmonic"].build()
-    options = {**QUICK, "oracles": [oracle], "sensealgs": ["checkpointed"]}
+    options = {**QUICK, "oracles": [oracle], "sensealgs": ["checkpointed"], "backends": ["torch"]}
     report = pynode.crosscheck(problem, t=torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64), **options)
     assert report.ok, str(report)
     assert report.absent == {}
@@ -290,7 +291,7 @@ def test_scipy_can_be_the_reference():
 def test_what_is_not_installed_is_absent(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchdiffeq" else find(name))
-    report = check(sensealgs=["checkpointed"], oracles=["torchdiffeq"])
+    report = check(sensealgs=["checkpointed"], oracles=["torchdiffeq"], backends=["torch"])
     assert report.ok
     assert report.absent == {"torchdiffeq": "not installed (pip install torchdiffeq)"}
 
@@ -390,3 +391,13 @@ def test_differences_stay_inside_the_fields_domain():
     report = check(f, y0, [0.0, 1e-4, 2e-4], sensealgs=["checkpointed"], rtol=1e-8, atol=1e-11)
     assert all(x.agrees for x in report.differences)
     assert report.ok, str(report)
+
+
+def test_a_backend_that_is_not_installed_is_absent(monkeypatch):
+    from pynode.julia import runtime
+
+    monkeypatch.setattr(runtime, "installed", lambda: False)
+    monkeypatch.setattr(runtime, "started", lambda: False)
+    report = check(sensealgs=["checkpointed"])
+    assert "pynode julia setup" in report.absent["julia"]
+    assert {row.backend for row in report.rows} == {"torch"}

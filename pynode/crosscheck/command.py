@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from pynode.algorithms import algorithm_from_name
 from pynode.crosscheck.report import Row
 from pynode.crosscheck.run import crosscheck
 from pynode.errors import InputError, explain
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     chosen: dict[str, Any] = {
         "backends": options.backends,
-        "algorithms": options.algorithms and [algorithm_from_name(name) for name in options.algorithms],
+        "algorithms": options.algorithms,
         "sensealgs": options.sensealgs and [sensealg_from_name(name) for name in options.sensealgs],
         "oracles": options.oracles,
         "rtol": options.rtol,
@@ -147,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rtol", type=_positive, metavar="X", help="relative tolerance (the problem's own, or 1e-6)")
     add("--atol", type=_positive, metavar="X", help="absolute tolerance (the problem's own, or 1e-8)")
     add("--tolerances", type=_each(_positive), metavar="X,...", help="relative tolerances to sweep, for --plot")
-    add("--algorithms", type=_each(str), metavar="A,...", help="integrators (Tsit5,DP5,Vern7)")
+    add("--algorithms", type=_each(str), metavar="A,...", help="integrators (Tsit5,DP5,Vern7); Julia's with julia")
     add("--sensealgs", type=_each(str), metavar="A,...", help="sensitivity algorithms (all)")
     add("--backends", type=_each(str), metavar="A,...", help="backends (all)")
     add("--oracles", type=_each(str), metavar="A,...", help="scipy, torchdiffeq, diffrax (all installed; none: '')")

@@ -96,8 +96,8 @@ def crosscheck(
         ``loss(ys)``, a scalar of the saved states; by default a smooth one in which each counts
         (:class:`pynode.problems.WeightedLoss`).
     backends, sensealgs, oracles : sequence, optional
-        By default all. Oracles are ``"scipy"`` (``"scipy:LSODA"``), ``"torchdiffeq"`` and ``"diffrax"`` (built-in
-        problems only); one that is not installed is listed as absent.
+        By default all; ``"julia"`` where it is installed. Oracles are ``"scipy"`` (``"scipy:LSODA"``),
+        ``"torchdiffeq"`` and ``"diffrax"`` (built-in problems only); one that is not installed is listed as absent.
     algorithms : sequence, optional
         By default Tsit5, DP5 and Vern7; and for a sensealg that supports none of them the first that it does, with
         ``DirectAdjoint`` beside it.
@@ -155,12 +155,17 @@ def crosscheck(
             absent[oracle] = found
         else:
             external += found
+    if backends is None:
+        missing = {name: backend_from_name(name).absent() for name in backend_names()}
+        absent |= {name: why for name, why in missing.items() if why is not None}
+        backends = [name for name, why in missing.items() if why is None]
+    names_of = "julia" if "julia" in backends else "torch"
     plans: list[list[Row]] = []
     guests: list[tuple[Row, Contestant]] = []
     for rtol_, atol_ in [(x, x * atol / rtol) for x in tolerances] or [(rtol, atol)]:
         plans += [
-            _plan(backend, algorithms, sensealgs, case, forward_limit, rtol_, atol_)
-            for backend in backends or backend_names()
+            _plan(backend, algorithms, sensealgs, case, forward_limit, rtol_, atol_, names_of)
+            for backend in backends
         ]
         guests += [(_guest(contestant, rtol_, atol_), contestant) for contestant in external]
     planned = [row for plan in plans for row in plan if row.verdict != NOT_OFFERED]
@@ -192,13 +197,17 @@ def _plan(
     forward_limit: int,
     rtol: float,
     atol: float,
+    names_of: str,
 ) -> list[Row]:
-    """The rows of a backend, still empty; DirectAdjoint first, as others are compared with it."""
+    """The rows of a backend, still empty; DirectAdjoint first, as others are compared with it.
+
+    ``names_of``: the backend whose names of algorithms are understood.
+    """
     engine = backend_from_name(backend)
     methods = [sensealg_from_name(s) if isinstance(s, str) else as_sensealg(s) for s in sensealgs or ()]
     methods = methods or [cls() for cls in SENSEALGS]
     methods.sort(key=lambda s: not isinstance(s, DirectAdjoint))
-    chosen: list[Algorithm] = [as_algorithm(a) for a in algorithms or (Tsit5(), DP5(), Vern7())]
+    chosen: list[Algorithm] = [as_algorithm(a, names_of) for a in algorithms or (Tsit5(), DP5(), Vern7())]
     rows = []
 
     def add(algorithm: Algorithm | None, sensealg: SensitivityAlgorithm, missing: str | None) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pynode.julia.ir import Assign, Loop, MatMul, Reduce, Statement, View, leaves
+from pynode.julia.ir import Assign, Convolve, Loop, MatMul, Reduce, Scan, Statement, View, leaves
 
 
 def reads(statement: Statement) -> list[View]:
-    if isinstance(statement, Assign):
+    if isinstance(statement, Assign | Reduce | Scan):
         return [leaf.view for leaf in leaves(statement.expr)]
     if isinstance(statement, Loop):
-        found = [leaf.view for store in statement.stores for leaf in leaves(store.expr)]
+        found = [leaf.view for store in statement.stores for expr in store.exprs for leaf in leaves(expr)]
         return found + [store.into for store in statement.stores if store.add]
-    if isinstance(statement, Reduce):
-        return [leaf.view for leaf in leaves(statement.expr)] + ([statement.into] if statement.add else [])
-    if isinstance(statement, MatMul):
-        return [statement.a, statement.b] + ([statement.into] if statement.add else [])
-    return statement.views + ([statement.into] if statement.reads_into else [])
+    return [statement.a, statement.b] + ([statement.into] if isinstance(statement, MatMul) and statement.add else [])
 
 
 def writes(statement: Statement) -> list[View]:
@@ -23,4 +19,6 @@ def writes(statement: Statement) -> list[View]:
         return []
     if isinstance(statement, Loop):
         return [store.into for store in statement.stores]
+    if isinstance(statement, Convolve):
+        return [statement.into, statement.columns]
     return [statement.into]

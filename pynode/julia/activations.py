@@ -1,19 +1,21 @@
 """The prelude: scalar functions an emitted program may use, each with what it calls; only those used are emitted.
 
 The exponential and what is made of it have no branch, so that loops over them are vectorised: ``x = k ln 2 + r``,
-``|r| <= ln 2 / 2``, ``exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)`` with a polynomial for ``exp(r) - 1``. Its coefficients
-are those of the interpolation of ``(exp(r) - 1 - r) / r^2`` in Chebyshev points, computed where this file is loaded.
+``|r| <= ln 2 / 2``, ``exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)`` with a polynomial for ``exp(r) - 1``. Its
+coefficients are those of the interpolation of ``(exp(r) - 1 - r) / r^2`` in Chebyshev points.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
 
 import torch
 
+from pynode.julia.error_function import FAR, NEAR
 from pynode.julia.loops import literal
 
 _LN2 = 0.6931471805599453094172321214581765681
@@ -30,8 +32,6 @@ def _exact_exp(x: Fraction) -> Fraction:
 @functools.cache
 def exponential(degree: int) -> tuple[Fraction, ...]:
     """Coefficients, lowest first, of a polynomial near ``(exp(r) - 1 - r) / r^2`` for ``|r| <= ln 2 / 2``."""
-    import math
-
     count = degree + 1
     nodes = [Fraction(math.cos((2 * i + 1) * math.pi / (2 * count)) * _LN2 / 2 * 1.0001) for i in range(count)]
     # Newton's divided differences in exact arithmetic, then powers of r.
@@ -51,6 +51,10 @@ def _horner(dtype: torch.dtype) -> str:
     return ", ".join(bare_literal(float(c), dtype) for c in coefficients)
 
 
+def _listed(table: dict[str, tuple[float, ...]], dtype: torch.dtype) -> str:
+    return ", ".join(bare_literal(c, dtype) for c in table["Float32" if dtype == torch.float32 else "Float64"])
+
+
 def bare_literal(value: float, dtype: torch.dtype) -> str:
     text = literal(value, dtype)
     return text[1:-1] if text.startswith("(") else text
@@ -65,6 +69,9 @@ def _parts(dtype: torch.dtype) -> dict[str, str]:
         "ln2_high": "0.693359375f0" if single else "0.6931471803691238",
         "ln2_low": "-2.12194440f-4" if single else "1.9082149292705877e-10",
         "coefficients": _horner(dtype),
+        "centre": "2.0f0" if single else "3.75",
+        "near": _listed(NEAR, dtype),
+        "far": _listed(FAR, dtype),
         "integer": "Int32" if single else "Int64",
         "bias": "Int32(127)" if single else "1023",
         "mantissa": "23" if single else "52",
@@ -118,6 +125,32 @@ end
     return e / (e + T(2))
 end
 """,
+    "erfc_far": """
+# erfc(a), a >= 1/2
+@inline function erfc_far(a::T)
+    square = a * a
+    rest = fma(a, a, -square)
+    far = evalpoly((a - {centre}) / (a + {centre}), ({far})) / (one(T) + a + a)
+    return exp_(-square) * (far - far * rest)
+end
+""",
+    "erf_": """
+@inline function erf_(x::T)
+    a = abs(x)
+    near = x * evalpoly(x * x, ({near}))
+    b = ifelse(a > T(6), T(6), ifelse(a < T(0.5), T(0.5), a))
+    return ifelse(a < one(T), near, copysign(one(T) - erfc_far(b), x))
+end
+""",
+    "erfc_": """
+@inline function erfc_(x::T)
+    a = abs(x)
+    near = one(T) - x * evalpoly(x * x, ({near}))
+    b = ifelse(a > T(28), T(28), ifelse(a < T(0.5), T(0.5), a))
+    far = erfc_far(b)
+    return ifelse(a < T(0.5), near, ifelse(x < 0, T(2) - far, far))
+end
+""",
     "sigmoid_": "@inline sigmoid_(x::T) = inv(one(T) + exp_(-x))\n",
     "relu_": "@inline relu_(x) = ifelse(x < 0, zero(x), x)\n",
     "sign_": "@inline sign_(x) = ifelse(x > 0, one(x), ifelse(x < 0, -one(x), zero(x)))\n",
@@ -149,7 +182,7 @@ end
     "wrapped": "# a torch index, from either end\n@inline wrapped(i, n) = ifelse(i < 0, i + n, i)\n",
 }
 
-_NAME = re.compile(r"\b([a-z][a-z0-9_]*_|expm1_parts|wrapped)\(")
+_NAME = re.compile(r"\b([a-z][a-z0-9_]*_|expm1_parts|erfc_far|wrapped)\(")
 
 
 def prelude(text: Iterable[str], dtype: torch.dtype) -> list[str]:

@@ -18,7 +18,7 @@ from pynode.julia.names import controller_number, known, number_of
 from pynode.julia.pulling_back import pull_back
 from pynode.julia.record import JuliaRecord, device_number
 from pynode.julia.routes import dependencies_of, route_for
-from pynode.julia.runtime import julia
+from pynode.julia.runtime import absent, julia
 from pynode.native.meshes import mesh_of
 from pynode.sensealg import (
     BacksolveAdjoint,
@@ -48,6 +48,9 @@ class JuliaBackend:
     """Solvers of SciML."""
 
     name = "julia"
+
+    def absent(self) -> str | None:
+        return absent()
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         if not known(algorithm):

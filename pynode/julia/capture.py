@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pynode.dependencies import Dependencies
 from pynode.errors import explain
 from pynode.julia.decompositions import TABLE
 from pynode.julia.graphs import copied, folded, merged_duplicates, only_output
-from pynode.julia.refusal import NotCapturable, check_trace, refusal_of, source_line
+from pynode.julia.refusal import NotCapturable, check_trace, located, refusal_of, source_line
 from pynode.problem import Field, ODEProblem
 from pynode.solution import Counts
 
@@ -181,19 +183,18 @@ class _Tracer:
                 base = problem.field(Counts())
                 if arguments:
                     base = base.with_args(problem.arguments.replaced(arguments))
-                field = Field(base.f, base.args, layout.released(), Counts())
+                field = located(Field(base.f, base.args, layout.released(), Counts()))
                 return function(field, t, u, a, [*arguments, *parameters])
 
         frozen = [x for x in parameters if not x.requires_grad]
         for x in frozen:
             x.requires_grad_()
         try:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
                 traced = make_fx(
                     run,
                     tracing_mode="fake",
                     _allow_non_fake_inputs=True,
-                    record_stack_traces=True,
                 )(self.time, u, torch.ones_like(u), *own)
         except Exception as error:
             refusal = refusal_of(error)
@@ -226,7 +227,7 @@ class _Tracer:
 
         def run(*inputs: Tensor) -> Any:
             interpreter = _Lifted(traced, {name: inputs[i] for name, i in lifted.items()})
-            with torch.fx.traceback.preserve_node_meta(), torch.no_grad():
+            with preserve_node_meta(), torch.no_grad():
                 return interpreter.run(*inputs[: len(placeholders)])
 
         functional = torch.func.functionalize(run, remove="mutations")

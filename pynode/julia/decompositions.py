@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
 aten = torch.ops.aten
@@ -35,9 +37,6 @@ _MORE = (
     aten.elu_backward,
     aten.mv,
     aten.dot,
-    aten.var,
-    aten.var_mean,
-    aten.std,
     aten.logsumexp,
     aten.embedding,
     aten.embedding_dense_backward,
@@ -47,15 +46,12 @@ _MORE = (
     aten.split,
     aten.unbind,
     aten.lerp,
-    aten.cumprod,
     aten.norm,
     aten.linalg_vector_norm,
     aten.select_backward,
     aten.slice_backward,
     aten.index_add,
     aten.index_copy,
-    aten._cdist_forward,
-    aten._cdist_backward,
 )
 
 
@@ -65,6 +61,12 @@ _KEPT = (
     aten.select_scatter,
     aten.diagonal_scatter,
     aten.constant_pad_nd,
+    aten.cumsum,
+    aten.cumprod,
+    aten.index_put,
+    aten.scatter_add,
+    aten.argmax,
+    aten.argmin,
     aten.sigmoid,
     aten.expm1,
     aten.log1p,
@@ -73,9 +75,114 @@ _KEPT = (
 )
 
 
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    dims = list(range(x.ndim)) if not dim else [d % x.ndim for d in dim]
+    count = math.prod(x.shape[d] for d in dims)
+    mean = x.mean(dims, keepdim=True)
+    squares = (x - mean).square().sum(dims, keepdim=keepdim)
+    free = count - (1 if correction is None else correction)
+    return squares / max(free, 0), mean if keepdim else x.mean(dims)
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _std(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    return _var(x, dim, correction=correction, keepdim=keepdim).sqrt()
+
+
+def _repeat(x: Tensor, repeats: list[int]) -> Tensor:
+    lead = len(repeats) - x.ndim
+    shape = [1] * lead + list(x.shape)
+    apart = [k for n in shape for k in (1, n)]
+    spread = [k for r, n in zip(repeats, shape, strict=True) for k in (r, n)]
+    return x.reshape(apart).expand(spread).reshape([r * n for r, n in zip(repeats, shape, strict=True)])
+
+
+def _trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: list[int],
+    expand_b: list[int],
+    expand_c: list[int],
+    over: list[int],
+    _: int = 1,
+) -> Tensor:
+    for d in expand_a:
+        a = a.unsqueeze(d)
+    for d in expand_b:
+        b = b.unsqueeze(d)
+    for d in expand_c:
+        c = c.unsqueeze(d)
+    return (a * b * c).sum(over)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    norm = v.square().sum([d for d in range(v.ndim) if d != dim % v.ndim], keepdim=True).sqrt()
+    return v * (g / norm), norm
+
+
+def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norm: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+    along = (grad * v).sum(others, keepdim=True)
+    return g / norm * (grad - v * (along / norm.square())), along / norm
+
+
+def _cdist(a: Tensor, b: Tensor, p: float, _: int | None = None) -> Tensor:
+    distance: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+    return distance
+
+
+def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distance: Tensor) -> Tensor:
+    step = a.unsqueeze(-2) - b.unsqueeze(-3)
+    far = distance.unsqueeze(-1)
+    rate = step.sign() * (step.abs() / far) ** (p - 1) if p != 2 else step / far
+    return (grad.unsqueeze(-1) * torch.where(far == 0, 0.0, rate)).sum(-2)
+
+
+def _padded(x: Tensor, amounts: list[int]) -> tuple[list[int], Tensor]:
+    """Indices, into the flat last dimensions of ``x``, of what lies in its padded form."""
+    sizes = list(x.shape[-(len(amounts) // 2) :])
+    flat = torch.zeros([1] * len(sizes), dtype=torch.int64, device=x.device)
+    for k, n in enumerate(reversed(sizes)):
+        before, after = amounts[2 * k : 2 * k + 2]
+        places = torch.arange(-before, n + after, device=x.device).clamp(0, n - 1)
+        step = math.prod(sizes[len(sizes) - k :])
+        flat = flat + (places * step).reshape([-1 if d == len(sizes) - 1 - k else 1 for d in range(len(sizes))])
+    return sizes, flat.reshape(-1)
+
+
+def _replication_pad_backward(grad: Tensor, x: Tensor, padding: list[int]) -> Tensor:
+    sizes, places = _padded(x, list(padding))
+    lead = list(x.shape[: x.ndim - len(sizes)])
+    zero = torch.zeros([*lead, math.prod(sizes)], dtype=x.dtype, device=x.device)
+    return zero.index_add(-1, places, grad.reshape(*lead, -1)).reshape(x.shape)
+
+
+_OWN: dict[Any, Any] = {
+    aten.var_mean.correction: _var_mean,
+    aten.var.correction: _var,
+    aten.std.correction: _std,
+    aten.repeat.default: _repeat,
+    aten._trilinear.default: _trilinear,
+    aten._cdist_forward.default: _cdist,
+    aten._cdist_backward.default: _cdist_backward,
+    aten.replication_pad1d_backward.default: _replication_pad_backward,
+    aten.replication_pad2d_backward.default: _replication_pad_backward,
+    aten._weight_norm_interface.default: _weight_norm,
+    aten._weight_norm_interface_backward.default: _weight_norm_backward,
+}
+
+
 def _table() -> dict[Any, Any]:
     table: dict[Any, Any] = dict(core_aten_decompositions())
     table.update(get_decompositions(_MORE))
+    table.update(_OWN)
+    packet: Any
     for packet in _KEPT:
         for name in packet.overloads():
             table.pop(getattr(packet, name), None)

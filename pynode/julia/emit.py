@@ -7,21 +7,20 @@ library only. Workspace is allocated once, when the text is evaluated: the funct
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pynode.julia import lower_pointwise, lower_sums, lower_views
+from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
 from pynode.julia.activations import prelude
 from pynode.julia.capture import Captured
-from pynode.julia.fuse import arranged
+from pynode.julia.fuse import Workspace, arranged
 from pynode.julia.ir import (
     Assign,
     Buffer,
-    Call,
     Expr,
     Literal,
     Load,
@@ -29,15 +28,24 @@ from pynode.julia.ir import (
     MatMul,
     Reduce,
     Scalar,
+    Scan,
     Statement,
     Value,
     View,
+    leaves,
     numel,
 )
-from pynode.julia.loops import bare, literal, loop_lines, reduce_lines
+from pynode.julia.loops import Nest, bare, literal, loop_lines, reduce_lines, scan_lines
 from pynode.julia.lower import Lowering, check_supported
+from pynode.julia.matrix_product import product
 
-_FAMILIES = (lower_pointwise, lower_sums, lower_views)  # importing them registers their operators
+_FAMILIES = (
+    lower_conv,
+    lower_indexing,
+    lower_pointwise,
+    lower_sums,
+    lower_views,
+)  # importing them registers their operators
 
 _JULIA = {torch.bool: "Bool", torch.int64: "Int64", torch.int32: "Int64"}
 
@@ -70,6 +78,8 @@ def _values(x: Tensor) -> str:
     return f"{kind}[{', '.join(bare(literal(v, x.dtype)) for v in flat.tolist())}]"
 
 
+_TIME = re.compile(r"\btime\b")
+
 #: Each function: its head, the array it fills.
 _HEADS = {
     "f": ("f!(du, u, p, t)", "du", "the derivative f(t, u)"),
@@ -95,7 +105,8 @@ def emit(captured: Captured, array: str = "Array") -> Program:
         For operators that have no Julia form.
     """
     writer = _Writer(captured, array)
-    functions = [writer.function(name) for name in _HEADS]
+    lowered = {name: writer.lowered(name) for name in _HEADS}  # first all of them: they share their workspace
+    functions = [writer.function(name, *parts) for name, parts in lowered.items()]
     return Program(writer.text(functions), list(captured.constants))
 
 
@@ -108,15 +119,16 @@ class _Writer:
         self.constants = [
             Buffer(f"c{i + 1}", x.numel(), self._kind(x.dtype), "constant") for i, x in enumerate(captured.constants)
         ]
-        self.workspace: dict[tuple[str, int], int] = {}
+        self.workspace = Workspace()
         self.matrices: dict[str, str] = {}
 
     def _kind(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if dtype.is_floating_point else torch.bool if dtype == torch.bool else torch.int64
 
-    def function(self, name: str) -> list[str]:
+    def lowered(self, name: str) -> tuple[list[Statement], list[str]]:
+        """A function's statements, and the lines after them."""
         captured, dtype = self.captured, self.dtype
-        head, result, meaning = _HEADS[name]
+        _, result, _ = _HEADS[name]
         module = captured.graphs[name]
         check_supported(module.graph)
         u = Buffer("u", captured.size, dtype, "argument")
@@ -133,9 +145,6 @@ class _Writer:
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
         low = Lowering(module.graph, inputs, dtype, self.loops)
         values = low.run()
-        lines: list[str] = []
-        if any(node.name == "t" for node in module.graph.nodes if node.op == "placeholder"):
-            lines.append("time = T(t)")
         if name == "vjp_t":
             ending = self._number(low, values[0])
         else:
@@ -146,25 +155,31 @@ class _Writer:
             for place, value in zip(places, values, strict=True):
                 self._deliver(low, place, value)
             ending = ["return nothing"]
-        statements = arranged(low.statements, self.workspace)
+        statements = arranged(low.statements)
+        self.workspace.place(statements)
+        return statements, ending
+
+    def function(self, name: str, statements: Sequence[Statement], ending: list[str]) -> list[str]:
+        """A function's text."""
+        head, _, meaning = _HEADS[name]
         names = itertools.count(1)
-        for statement in statements:
-            lines += self._statement(statement, names)
+        lines = [line for statement in statements for line in self._statement(statement, names)]
+        if any(_TIME.search(line) for line in [*lines, *ending]):
+            lines = ["time = T(t)", *lines]
         return [f"# {meaning}", f"function {head}", *("    " + line for line in [*lines, *ending]), "end"]
 
     def _number(self, low: Lowering, value: Value | None) -> list[str]:
+        """The line that returns a number."""
         if value is None:
             return ["return zero(T)"]
         if isinstance(value.expr, Scalar):
             return [f"return {value.expr.name}"]
         if isinstance(value.expr, Literal):
             return [f"return {literal(value.expr.value, self.dtype)}"]
-        view = low.in_order(value)
-        if self.loops:
-            low.statements.append(Assign(Scalar("product", self.dtype), Load(view, self.dtype)))
-            return ["return product"]
-        low.statements.append(Call("read", view, []))
-        return ["return product"]
+        into = low.fresh((), self.dtype)
+        low.write(into, value)
+        into.buffer.name, into.buffer.kind = "product", "result"
+        return ["return product[1]" if self.loops else "return sum(product)"]
 
     def _deliver(self, low: Lowering, place: View, value: Value | None) -> None:
         """Put a result where it belongs: computed there if it has been computed into workspace of its own."""
@@ -182,33 +197,39 @@ class _Writer:
     def _statement(self, statement: Statement, names: Iterator[int]) -> list[str]:
         lines: list[str]
         if isinstance(statement, Assign):
-            nothing: Any = Loop((), [])
             lines = [f"{statement.target.name} = {self._scalar_text(statement.expr, names)}"]
-            del nothing
         elif isinstance(statement, Loop):
             lines = loop_lines(statement, names)
         elif isinstance(statement, Reduce):
             lines = reduce_lines(statement, names)
         elif isinstance(statement, MatMul):
             lines = [self._product(statement)]
+        elif isinstance(statement, Scan):
+            lines = scan_lines(statement, names)
         else:
-            raise NotImplementedError(statement.name)
+            flat = ", ".join(self._flat(v) for v in (statement.into, statement.a, statement.b, statement.columns))
+            lines = [f"convolution!(Val(:{statement.kind}), {flat}, {statement.sizes})"]
         if statement.note and lines:
             lines = [f"# {statement.note}", *lines]
         return lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
-        from pynode.julia.loops import Nest
-        from pynode.julia.ir import leaves
-
         nest = Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
         return bare(nest.text(expr))
 
     def _product(self, statement: MatMul) -> str:
         into, a, b = (self._matrix(v) for v in (statement.into, statement.a, statement.b))
         # Rows of torch are columns of Julia: intoᵀ = bᵀ aᵀ.
-        more = ", true, true" if statement.add else ""
-        return f"mul!({into}, {b}, {a}{more})"
+        more = ", true" if statement.add else ""
+        return f"product!({into}, {b}, {a}{more})"
+
+    def _flat(self, view: View) -> str:
+        buffer, offset = view.buffer.resolved()
+        start = offset + view.offset
+        count = numel(view.shape)
+        if start == 0 and count == buffer.size and buffer.kind != "slot":
+            return buffer.name
+        return f"view({buffer.name}, {start + 1}:{start + count})"
 
     def _matrix(self, view: View) -> str:
         """A matrix of torch, transposed, as a Julia matrix."""
@@ -230,9 +251,8 @@ class _Writer:
         count = rows * columns
         whole = buffer.kind != "argument"
         text = f"view({buffer.name}, {start + 1}:{start + count})"
-        if buffer.size == count and start == 0:
-            text = buffer.name
         if whole:
+            text = buffer.name if buffer.size == count and start == 0 else text
             definition = f"reshape({text}, {rows}, {columns})"
             return self.matrices.setdefault(definition, f"m{len(self.matrices) + 1}")
         return f"reshape({text}, {rows}, {columns})"
@@ -244,7 +264,7 @@ class _Writer:
         lines = [
             "# Written by pynode: a torch function and its products, on flat vectors in torch's row-major order.",
             f"# n = {captured.size}, state {kind}; workspace is shared: the functions are not reentrant.",
-            "using LinearAlgebra: mul!",
+            "using LinearAlgebra: BLAS, Transpose, mul!",
             "",
             f"const T = {kind}",
         ]
@@ -256,10 +276,15 @@ class _Writer:
             lines.append(f"const {buffer.name} = {self._allocated(buffer.dtype, buffer.size)}  # {tuple(x.shape)}")
         comma = "," if len(self.constants) == 1 else ""
         lines.append(f"const constants = ({', '.join(buffer.name for buffer in self.constants)}{comma})")
-        for (name, _), size in self.workspace.items():
-            lines.append(f"const {name} = {self._allocated(_dtype_of(name, self.dtype), size)}")
+        for array in [*self.workspace.slots, Buffer("product", 1, self.dtype, "result")]:
+            lines.append(f"const {array.name} = {self._allocated(array.dtype, array.size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
+        convolved = any("convolution!(" in line for line in body)
+        if convolved or any("product!(" in line for line in body):
+            lines += ["", product(self.array == "Array")]
+        if convolved:
+            lines += ["", lower_conv.CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):
             lines += ["", text]
         for function in functions:
@@ -268,7 +293,3 @@ class _Writer:
 
     def _allocated(self, dtype: torch.dtype, size: int) -> str:
         return f"{self.array}{{{_JULIA.get(dtype, 'T')}}}(undef, {size})"
-
-
-def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return {"b": torch.bool, "i": torch.int64}.get(name[0], dtype)

@@ -72,6 +72,33 @@ def _hashable(value: Any) -> Any:
     return (type(value).__name__, value)  # 1, 1.0 and True are different arguments
 
 
+#: Fills that name a tensor for its shape only, and what with.
+_LIKE: dict[Any, Any] = {
+    aten.full_like.default: None,
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 1,
+    aten.empty_like.default: 0,
+    aten.new_zeros.default: 0,
+    aten.new_empty.default: 0,
+    aten.new_empty_strided.default: 0,
+    aten.new_full.default: None,
+}
+
+
+def _as_full(graph: fx.Graph, node: fx.Node) -> None:
+    number: Any = _LIKE[node.target]
+    if number is None:
+        number = node.args[-1] if len(node.args) > 1 else node.kwargs["fill_value"]
+    value = node.meta["val"]
+    with graph.inserting_before(node):
+        new = graph.call_function(
+            aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device}
+        )
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
 def merged_duplicates(module: fx.GraphModule) -> None:
     """Merge nodes that compute the same, drop those that do nothing, and dead code."""
     graph = module.graph
@@ -82,6 +109,9 @@ def merged_duplicates(module: fx.GraphModule) -> None:
         if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+            continue
+        if node.target in _LIKE:
+            _as_full(graph, node)
             continue
         key = (node.target, _hashable(node.args), _hashable(node.kwargs))
         if key in seen:
@@ -148,7 +178,8 @@ def _replace(
         with graph.inserting_before(first):
             new = graph.placeholder(f"k{known[key]}")
         new.meta = {**node.meta, "val": value}
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user in outside)
+        for user in outside:
+            user.replace_input_with(node, new)
     _clean(graph)
     for node in [n for n in graph.nodes if n.op == "placeholder" and n.name.startswith("c")]:
         # Only views of it are used.

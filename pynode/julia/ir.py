@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -187,11 +187,16 @@ class Assign:
 
 @dataclass(eq=False)
 class Store:
-    """``into[i] = expr[i]``, or ``+=``."""
+    """``into[i] = expr[i]``, or ``+=``; ``terms`` shift the place by indices, as in Gather."""
 
     into: View
     expr: Expr
     add: bool = False
+    terms: tuple[tuple[int, int, Expr], ...] = ()
+
+    @property
+    def exprs(self) -> list[Expr]:
+        return [self.expr, *(index for _, _, index in self.terms)]
 
 
 @dataclass(eq=False)
@@ -213,7 +218,6 @@ class Reduce:
     reduced: tuple[bool, ...]
     expr: Expr
     note: str = ""
-    add: bool = False
 
 
 @dataclass(eq=False)
@@ -228,15 +232,28 @@ class MatMul:
 
 
 @dataclass(eq=False)
-class Call:
-    """A function of the prelude: ``name(into, *views, *arguments)``."""
+class Scan:
+    """``into`` = the running sum or product of an expression along a dimension."""
 
-    name: str
+    kind: str
+    shape: Shape
     into: View
-    views: list[View]
-    arguments: list[str] = field(default_factory=list)
+    dim: int
+    expr: Expr
     note: str = ""
-    reads_into: bool = False
 
 
-Statement: TypeAlias = Assign | Loop | Reduce | MatMul | Call
+@dataclass(eq=False)
+class Convolve:
+    """``convolution!(Val(kind), into, a, b, columns, sizes)`` on contiguous memory."""
+
+    kind: str
+    into: View
+    a: View
+    b: View
+    columns: View
+    sizes: str
+    note: str = ""
+
+
+Statement: TypeAlias = Assign | Loop | Reduce | MatMul | Scan | Convolve

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from pynode.julia.ir import Expr, Gather, Literal, Load, Loop, Op, Reduce, Scalar, Shape, View, leaves
+from pynode.julia.ir import (
+    Expr,
+    Gather,
+    Literal,
+    Load,
+    Loop,
+    Op,
+    Reduce,
+    Scalar,
+    Scan,
+    Shape,
+    View,
+    leaves,
+    mapped,
+    numel,
+)
 
 _START = {"+": "zero(T)", "*": "one(T)", "max": "T(-Inf)", "min": "T(Inf)", "|": "false", "&": "true"}
+_WHOLE = {"+": "0", "*": "1", "max": "typemin(Int64)", "min": "typemax(Int64)", "|": "false", "&": "true"}
 _COMBINE = {
     "+": "{0} + {1}",
     "*": "{0} * {1}",
@@ -92,7 +109,9 @@ class Nest:
         buffer, base = view.buffer.resolved()
         strides = self.strides[id(view)]
         constant = base + view.offset + 1 - (strides[-1] if strides else 0)
-        parts = [v if s == 1 else f"{s}{v}" for v, s in zip(reversed(self.variables), reversed(strides), strict=True) if s]
+        parts = [
+            v if s == 1 else f"{s}{v}" for v, s in zip(reversed(self.variables), reversed(strides), strict=True) if s
+        ]
         text = " + ".join(parts).replace("+ -", "- ")
         text += extra
         if not text:
@@ -134,11 +153,7 @@ class Nest:
         elif isinstance(expr, Load):
             text = self.index(expr.view)
         elif isinstance(expr, Gather):
-            extra = "".join(
-                f" + {s} * wrapped({bare(self.text(i, depth))}, {n})" if s != 1 else f" + wrapped({bare(self.text(i, depth))}, {n})"
-                for s, n, i in expr.terms
-            )
-            text = self.index(expr.view, extra)
+            text = self.index(expr.view, self.shift(expr.terms, depth))
         else:
             text = expr.template.format(*(self.text(arg, depth) for arg in expr.args))
         hoist = depth < (full if outer is None else outer) and not isinstance(expr, Literal | Scalar)
@@ -155,7 +170,14 @@ class Nest:
         self._texts[id(expr)] = text
         return text
 
-    def lines(self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str) -> Iterator[str]:
+    def shift(self, terms: Sequence[tuple[int, int, Expr]], outer: int | None = None) -> str:
+        """What indices add to an address."""
+        parts = [(f"{s} * " if s != 1 else "") + f"wrapped({bare(self.text(i, outer))}, {n})" for s, n, i in terms]
+        return "".join(" + " + part for part in parts)
+
+    def lines(
+        self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str
+    ) -> Iterator[str]:
         """The nest; ``before[d]`` and ``after[d]`` stand around the loop at depth d."""
         depth = len(self.sizes)
         for d in range(depth):
@@ -186,7 +208,7 @@ def _gathers(exprs: Sequence[Expr]) -> bool:
 
 def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     """Stores, element by element."""
-    exprs = [store.expr for store in loop.stores]
+    exprs = [expr for store in loop.stores for expr in store.exprs]
     views = [*_views(exprs), *(store.into for store in loop.stores)]
     sizes, strides, _ = collapsed(loop.shape, [v.strides for v in views], [False] * len(loop.shape))
     if 0 in loop.shape:
@@ -197,8 +219,9 @@ def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     body = []
     for store in loop.stores:
         text = nest.text(store.expr)
-        body.append(f"{nest.index(store.into)} {'+=' if store.add else '='} {bare(text)}")
-    indirect = _gathers(exprs)
+        place = nest.index(store.into, nest.shift(store.terms))
+        body.append(f"{place} {'+=' if store.add else '='} {bare(text)}")
+    indirect = _gathers(exprs) or any(store.terms for store in loop.stores)
     lines = list(nest.lines(body, {}, {}, "" if indirect else "@simd ivdep"))
     return _checked(lines, indirect)
 
@@ -213,53 +236,73 @@ def _checked(lines: list[str], indirect: bool) -> list[str]:
     return ["@inbounds begin", *("    " + line for line in lines), "end"]
 
 
-def _ordered(reduce: Reduce) -> list[int]:
-    """Dimensions, outermost first, so that the innermost loop runs along memory."""
-    views = [*_views([reduce.expr]), reduce.into]
-    rank = len(reduce.shape)
+def _ordered(shape: Shape, views: Sequence[View], reduced: Sequence[bool]) -> list[int]:
+    """Dimensions, outermost first, so that the innermost loop is long and runs along memory."""
 
     def score(d: int) -> tuple[float, int]:
-        if reduce.shape[d] == 1:
-            return (-1.0, 0)
-        good = [v.strides[d] in (0, 1) for v in views]
-        return (sum(good) + (0.5 if reduce.reduced[d] else 0.0) + min(reduce.shape[d], 64) / 200, d)
+        along = sum(v.strides[d] in (0, 1) for v in views) / len(views)
+        return (min(shape[d], 32) * (0.25 + along), d)
 
-    inner = max(range(rank), key=score)
-    outer = [d for d in range(rank) if d != inner]
-    outer.sort(key=lambda d: (reduce.reduced[d], d))
+    inner = max(range(len(shape)), key=score)
+    outer = [d for d in range(len(shape)) if d != inner]
+    outer.sort(key=lambda d: (reduced[d], d))
     return [*outer, inner]
 
 
+def _unrolled(reduce: Reduce) -> tuple[Shape, list[bool], list[tuple[View, Expr]]]:
+    """Short dimensions that are kept, written out: one result for each index, all in the same loops."""
+    parts = [(reduce.into, reduce.expr)]
+    shape, reduced = list(reduce.shape), list(reduce.reduced)
+    for d in reversed(range(len(shape))):
+        n = shape[d]
+        if n == 1 or (not reduced[d] and n <= 4 // len(parts) and numel(shape) > 8 * n):
+            parts = [
+                (part.through(look), mapped(expr, lambda v, look=look: v.through(look)))  # type: ignore[misc]
+                for part, expr in parts
+                for look in [partial(torch.select, dim=d, index=k) for k in range(n)]
+            ]
+            del shape[d], reduced[d]
+    return tuple(shape), reduced, parts
+
+
 def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
-    """A reduction: an accumulator per element where the innermost loop is reduced, else sums in place."""
-    views = [*_views([reduce.expr]), reduce.into]
-    order = _ordered(reduce)
-    shape = tuple(reduce.shape[d] for d in order)
-    turned = [tuple(v.strides[d] for d in order) for v in views]
-    sizes, strides, gone = collapsed(shape, turned, [reduce.reduced[d] for d in order])
-    start = _START[reduce.kind]
+    """A reduction: accumulators where the innermost loop is reduced, else sums in place."""
+    combine = _COMBINE[reduce.kind]
+    start = _START[reduce.kind] if reduce.into.buffer.dtype.is_floating_point else _WHOLE[reduce.kind]
     if 0 in reduce.shape:
         kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
-        return _filled(reduce.into, kept, start)
+        return _filled(View(reduce.into.buffer, kept, reduce.into.strides, reduce.into.offset), start)
+    shape, reduced, parts = _unrolled(reduce)
+    exprs, intos = [expr for _, expr in parts], [into for into, _ in parts]
+    views = [*_views(exprs), *intos]
+    order = _ordered(shape, views, reduced)
+    turned = [tuple(v.strides[d] for d in order) for v in views]
+    sizes, strides, gone = collapsed(tuple(shape[d] for d in order), turned, [reduced[d] for d in order])
     nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
-    nest.count(reduce.expr)
-    text = nest.text(reduce.expr)
-    into = nest.index(reduce.into)
-    indirect = _gathers([reduce.expr])
+    for expr in exprs:
+        nest.count(expr)
+    texts = [nest.text(expr) for expr in exprs]
+    indirect = _gathers(exprs)
     if gone[-1]:
         first = gone.index(True)
-        acc = f"acc{next(names)}"  # a name of its own: Julia's loops share the function's variables
-        body = [f"{acc} = {_COMBINE[reduce.kind].format(acc, text)}"]
-        before = {first: [f"{acc} = {start}"]}
-        # Past the loop its variables are gone: the place is told by the outer ones.
-        place = _outer_index(reduce.into, strides[-1][:first], nest.variables[:first])
-        after = {first: [f"{place} {'+=' if reduce.add else '='} {acc}"]}
-        simd = "@simd" if len(sizes) - first == 1 and not indirect and reduce.kind in "+*" else ""
+        # Names of their own: Julia's loops share the function's variables.
+        sums = [f"acc{next(names)}" for _ in parts]
+        body = [f"{acc} = {combine.format(acc, text)}" for acc, text in zip(sums, texts, strict=True)]
+        places = [_outer_index(v, s[:first], nest.variables[:first]) for v, s in zip(views, strides, strict=True)][
+            -len(parts) :
+        ]
+        before = {first: [f"{acc} = {start}" for acc in sums]}
+        after = {first: [f"{place} = {acc}" for place, acc in zip(places, sums, strict=True)]}
+        simd = "@simd" if not indirect and reduce.kind in "+*" else ""
         return _checked(list(nest.lines(body, before, after, simd)), indirect)
-    kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
-    fill = [] if reduce.add else _filled(reduce.into, kept, start)
-    body = [f"{into} = {_COMBINE[reduce.kind].format(into, text)}"]
+    fill = [line for into in intos for line in _filled(_once(into, reduced), start)]
+    body = [f"{nest.index(v)} = {combine.format(nest.index(v), text)}" for v, text in zip(intos, texts, strict=True)]
     return [*fill, *_checked(list(nest.lines(body, {}, {}, "" if indirect else "@simd ivdep")), indirect)]
+
+
+def _once(into: View, reduced: Sequence[bool]) -> View:
+    shape = tuple(1 if gone else n for n, gone in zip(into.shape, reduced, strict=True))
+    return View(into.buffer, shape, into.strides, into.offset)
 
 
 def _outer_index(view: View, strides: Shape, variables: list[str]) -> str:
@@ -268,9 +311,28 @@ def _outer_index(view: View, strides: Shape, variables: list[str]) -> str:
     return f"{buffer.name}[{' + '.join([*parts, str(base + view.offset + 1)])}]"
 
 
-def _filled(into: View, shape: Shape, start: str) -> list[str]:
-    view = View(into.buffer, shape, into.strides, into.offset)
-    sizes, (strides,), _ = collapsed(shape, [view.strides], [False] * len(shape))
+def _filled(view: View, start: str) -> list[str]:
+    sizes, (strides,), _ = collapsed(view.shape, [view.strides], [False] * len(view.shape))
     nest = Nest(sizes, {id(view): strides}, iter(()))
     body = [f"{nest.index(view)} = {start}"]
     return _checked(list(nest.lines(body, {}, {}, "@simd ivdep")), False)
+
+
+def scan_lines(scan: Scan, names: Iterator[int]) -> list[str]:
+    """A running sum or product: the innermost loop goes along the dimension."""
+    if 0 in scan.shape:
+        return []
+    views = [*_views([scan.expr]), scan.into]
+    order = [*(d for d in range(len(scan.shape)) if d != scan.dim), scan.dim]
+    shape = tuple(scan.shape[d] for d in order)
+    turned = [tuple(v.strides[d] for d in order) for v in views]
+    sizes, strides, along = collapsed(shape, turned, [d == scan.dim for d in order])
+    nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
+    nest.count(scan.expr)
+    text = nest.text(scan.expr)
+    acc = f"acc{next(names)}"
+    real = scan.into.buffer.dtype.is_floating_point
+    start = {"+": "zero(T)", "*": "one(T)"} if real else {"+": "0", "*": "1"}
+    body = [f"{acc} = {_COMBINE[scan.kind].format(acc, text)}", f"{nest.index(scan.into)} = {acc}"]
+    before = {len(sizes) - (1 if along and along[-1] else 0): [f"{acc} = {start[scan.kind]}"]}
+    return _checked(list(nest.lines(body, before, {}, "")), _gathers([scan.expr]))

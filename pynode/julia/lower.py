@@ -56,10 +56,22 @@ def check_supported(graph: fx.Graph) -> None:
             raise NotCapturable(
                 explain(
                     f"no Julia code can be emitted for {node.target}{source_line(node)}",
-                    "operators the emitter knows (README: linear, convolution, normalisation, elementwise, indexing...)",
+                    "operators the emitter knows (linear, convolution, normalisation, elementwise, indexing, ...)",
                     "write it with other operators, or use the callback route",
                 )
             )
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """A node's positional arguments, which the operator's schema types."""
+    return list(node.args)
+
+
+def common_shape(values: Sequence[Value | None]) -> Shape:
+    """What the shapes broadcast to."""
+    together: Any = torch.broadcast_tensors  # untyped in torch
+    shape: Shape = together(*(torch.empty(x.shape, device="meta") for x in values if x is not None))[0].shape
+    return tuple(shape)
 
 
 class Lowering:

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from pynode.julia.ir import Expr, Literal, Op, Value
-from pynode.julia.lower import Lowering, rule
+from pynode.julia.lower import Lowering, arguments, rule
 from pynode.julia.lower_views import repeated
 
 aten = torch.ops.aten
@@ -112,7 +112,9 @@ def operands(low: Lowering, node: fx.Node, arguments: Any, dtype: torch.dtype) -
     """The arguments' expressions, converted and repeated to the node's shape."""
     shape = tuple(node.meta["val"].shape)
     values = [low.value(x) for x in arguments]
-    exprs = [converted(repeated(low, x, shape).expr if x.shape != () else _spread(low, x, shape), dtype) for x in values]
+    exprs = [
+        converted(repeated(low, x, shape).expr if x.shape != () else _spread(low, x, shape), dtype) for x in values
+    ]
     return exprs, shape
 
 
@@ -122,7 +124,7 @@ def _spread(low: Lowering, value: Value, shape: tuple[int, ...]) -> Expr:
 
 def _apply(low: Lowering, node: fx.Node, template: str, price: int, count: int) -> Value:
     dtype = result_dtype(low, node)
-    exprs, shape = operands(low, node, node.args[:count], dtype)
+    exprs, shape = operands(low, node, arguments(node)[:count], dtype)
     return Value(Op(template, tuple(exprs), dtype, price), shape)
 
 
@@ -145,7 +147,7 @@ def _binary(low: Lowering, node: fx.Node) -> Value:
 @rule(*_overloads(_COMPARE))
 def _comparison(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
-    a, b = node.args
+    a, b = arguments(node)
     values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in (a, b)]
     dtype = _kind(low, torch.result_type(*values))
     exprs, shape = operands(low, node, (a, b), dtype)
@@ -174,7 +176,7 @@ def plus(a: Expr, b: Expr, sign: str = "+") -> Expr:
 @rule(*_overloads([aten.mul]))
 def _mul(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (a, b), shape = operands(low, node, node.args[:2], dtype)
+    (a, b), shape = operands(low, node, arguments(node)[:2], dtype)
     if dtype == torch.bool:
         return Value(Op("({0} & {1})", (a, b), dtype), shape)
     return Value(times(a, b), shape)
@@ -184,9 +186,9 @@ def _mul(low: Lowering, node: fx.Node) -> Value:
 def _add(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
     dtype = result_dtype(low, node)
-    (a, b), shape = operands(low, node, node.args[:2], dtype)
-    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
-    factor = Literal(alpha, dtype)  # type: ignore[arg-type]
+    (a, b), shape = operands(low, node, arguments(node)[:2], dtype)
+    alpha: Any = node.kwargs.get("alpha", arguments(node)[2] if len(arguments(node)) > 2 else 1)
+    factor = Literal(alpha, dtype)
     if dtype == torch.bool:
         return Value(Op("({0} | {1})", (a, b), dtype), shape)
     if target.overloadpacket is aten.rsub:
@@ -199,7 +201,7 @@ def _add(low: Lowering, node: fx.Node) -> Value:
 @rule(aten.addcmul.default, aten.addcdiv.default)
 def _addc(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (a, b, c), shape = operands(low, node, node.args[:3], dtype)
+    (a, b, c), shape = operands(low, node, arguments(node)[:3], dtype)
     value: Any = node.kwargs.get("value", 1)
     inner = times(b, c) if node.target is aten.addcmul.default else Op("({0} / {1})", (b, c), dtype, 4)
     return Value(plus(a, times(inner, Literal(value, dtype))), shape)
@@ -229,7 +231,7 @@ def power(x: Expr, exponent: float) -> Expr:
 @rule(*_overloads([aten.pow]))
 def _pow(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    base, exponent = node.args[:2]
+    base, exponent = arguments(node)[:2]
     if isinstance(exponent, int | float):
         (x,), shape = operands(low, node, (base,), dtype)
         # A product of dear expressions is one of their value.
@@ -241,16 +243,16 @@ def _pow(low: Lowering, node: fx.Node) -> Value:
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (mask,), shape = operands(low, node, node.args[:1], torch.bool)
-    (a, b), _ = operands(low, node, node.args[1:3], dtype)
+    (mask,), shape = operands(low, node, arguments(node)[:1], torch.bool)
+    (a, b), _ = operands(low, node, arguments(node)[1:3], dtype)
     return Value(Op("ifelse({0}, {1}, {2})", (mask, a, b), dtype), shape)
 
 
 @rule(aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default)
 def _clamp(low: Lowering, node: fx.Node) -> Value:
     dtype = result_dtype(low, node)
-    (x,), shape = operands(low, node, node.args[:1], dtype)
-    bounds: list[Any] = [*node.args[1:], None, None][:2]
+    (x,), shape = operands(low, node, arguments(node)[:1], dtype)
+    bounds: list[Any] = [*arguments(node)[1:], None, None][:2]
     bounds[0] = node.kwargs.get("min", bounds[0])
     bounds[1] = node.kwargs.get("max", bounds[1])
     if node.target is aten.clamp_max.default:
@@ -264,13 +266,14 @@ def _clamp(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default, aten.logical_not.default)
 def _logical(low: Lowering, node: fx.Node) -> Value:
-    exprs, shape = operands(low, node, node.args, torch.bool)
+    exprs, shape = operands(low, node, arguments(node), torch.bool)
+    target: Any = node.target
     template = {
         aten.logical_and.default: "({0} & {1})",
         aten.logical_or.default: "({0} | {1})",
         aten.logical_xor.default: "xor({0}, {1})",
         aten.logical_not.default: "(!{0})",
-    }[node.target]
+    }[target]
     return Value(Op(template, tuple(exprs), torch.bool), shape)
 
 
@@ -282,13 +285,13 @@ def _not(low: Lowering, node: fx.Node) -> Value:
 @rule(aten.isnan.default, aten.isinf.default, aten.isfinite.default)
 def _is(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
-    (x,), shape = operands(low, node, node.args[:1], low.value(node.args[0]).dtype)
+    (x,), shape = operands(low, node, arguments(node)[:1], low.value(arguments(node)[0]).dtype)
     return Value(Op(f"{target.overloadpacket.__name__}({{0}})", (x,), torch.bool), shape)
 
 
 @rule(aten._to_copy.default)
 def _to(low: Lowering, node: fx.Node) -> Value:
-    value = low.value(node.args[0])
+    value = low.value(arguments(node)[0])
     return Value(converted(value.expr, result_dtype(low, node)), value.shape)
 
 
@@ -311,11 +314,11 @@ def _to(low: Lowering, node: fx.Node) -> Value:
 def _fill(low: Lowering, node: fx.Node) -> Value:
     number: Any = 0
     if node.target in (aten.full.default, aten.full_like.default):
-        number = node.args[1]
+        number = arguments(node)[1]
     elif node.target is aten.new_full.default:
-        number = node.args[2]
+        number = arguments(node)[2]
     elif node.target is aten.scalar_tensor.default:
-        number = node.args[0]
+        number = arguments(node)[0]
     elif node.target in (aten.ones_like.default, aten.ones.default):
         number = 1
     if not isinstance(number, int | float):

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from pynode.julia.ir import Assign, Literal, Load, MatMul, Op, Reduce, Value, View, contiguous, cost, numel
-from pynode.julia.lower import Lowering, note_of, rule
+from pynode.julia.lower import Lowering, arguments, note_of, rule
 from pynode.julia.lower_pointwise import converted, plus, result_dtype, times
 
 aten = torch.ops.aten
@@ -19,7 +19,9 @@ _UNROLLED = 4
 _SMALL = 6_000
 
 
-def reduced(low: Lowering, kind: str, value: Value, dims: list[int], keep: bool, dtype: torch.dtype, note: str) -> Value:
+def reduced(
+    low: Lowering, kind: str, value: Value, dims: list[int], keep: bool, dtype: torch.dtype, note: str
+) -> Value:
     """The value combined over dimensions."""
     rank = len(value.shape)
     dims = sorted({d % rank for d in dims}) if rank else []
@@ -74,10 +76,10 @@ _KINDS: dict[Any, str] = {
 def _reduce(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
     packet = target.overloadpacket
-    value = low.value(node.args[0])
-    dims: Any = node.args[1] if len(node.args) > 1 else None
+    value = low.value(arguments(node)[0])
+    dims: Any = arguments(node)[1] if len(arguments(node)) > 1 else None
     dims = [dims] if isinstance(dims, int) else list(dims or range(len(value.shape)))
-    keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+    keep = bool(arguments(node)[2]) if len(arguments(node)) > 2 else bool(node.kwargs.get("keepdim", False))
     dtype = result_dtype(low, node)
     found = reduced(low, _KINDS[packet], value, dims, keep, dtype, note_of(node))
     if packet is aten.mean:
@@ -132,12 +134,12 @@ def _direct(value: Value) -> bool:
 
 @rule(aten.mm.default)
 def _mm(low: Lowering, node: fx.Node) -> Value:
-    return product(low, low.value(node.args[0]), low.value(node.args[1]), note_of(node))
+    return product(low, low.value(arguments(node)[0]), low.value(arguments(node)[1]), note_of(node))
 
 
 @rule(aten.bmm.default)
 def _bmm(low: Lowering, node: fx.Node) -> Value:
-    a, b = low.value(node.args[0]), low.value(node.args[1])
+    a, b = low.value(arguments(node)[0]), low.value(arguments(node)[1])
     (count, m, k), n = a.shape, b.shape[2]
     dtype = a.dtype
     if k == 0 or count == 0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from pynode.julia.ir import Buffer, Gather, Literal, Load, Value, View, contiguous, mapped, numel
-from pynode.julia.lower import Lowering, broadcast, note_of, rule
+from pynode.julia.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ aten = torch.ops.aten
     aten.unfold.default,
 )
 def _view(low: Lowering, node: fx.Node) -> Value:
-    source, *rest = node.args
+    source, *rest = arguments(node)
     target: Any = node.target
     return low.seen(low.value(source), lambda x: target(x, *rest, **node.kwargs), note_of(node))
 
@@ -36,7 +36,7 @@ def _view(low: Lowering, node: fx.Node) -> Value:
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 def _reshape(low: Lowering, node: fx.Node) -> Value:
     shape = list(node.meta["val"].shape)
-    return low.seen(low.value(node.args[0]), lambda x: x.view(shape), note_of(node))
+    return low.seen(low.value(arguments(node)[0]), lambda x: x.view(shape), note_of(node))
 
 
 @rule(
@@ -47,12 +47,12 @@ def _reshape(low: Lowering, node: fx.Node) -> Value:
     aten.contiguous.default,
 )
 def _same(low: Lowering, node: fx.Node) -> Value:
-    return low.value(node.args[0])
+    return low.value(arguments(node)[0])
 
 
 @rule(aten.copy.default)
 def _copy(low: Lowering, node: fx.Node) -> Value:
-    value = low.value(node.args[1])
+    value = low.value(arguments(node)[1])
     return repeated(low, value, tuple(node.meta["val"].shape))
 
 
@@ -66,20 +66,20 @@ def repeated(low: Lowering, value: Value, shape: tuple[int, ...]) -> Value:
 @rule(aten.as_strided.default)
 def _as_strided(low: Lowering, node: fx.Node) -> Value:
     # The strides speak of the memory that torch's input has: contiguous, or the trace's.
-    source, size, stride, *rest = node.args
+    source, size, stride, *rest = arguments(node)
     assert isinstance(source, fx.Node)
     seen: Tensor = source.meta["val"]
     value = low.value(source)
     memory = low.kept(value) if not seen.is_contiguous() else value
     view = low.in_order(memory)
-    offset = view.offset + (int(rest[0]) if rest and rest[0] else 0)  # type: ignore[call-overload]
-    return low.loaded(View(view.buffer, tuple(size), tuple(stride), offset))  # type: ignore[arg-type]
+    offset = view.offset + (int(rest[0]) if rest and rest[0] else 0)
+    return low.loaded(View(view.buffer, tuple(size), tuple(stride), offset))
 
 
 @rule(aten.flip.default)
 def _flip(low: Lowering, node: fx.Node) -> Value:
-    value = low.value(node.args[0])
-    dims = {d % len(value.shape) for d in node.args[1]}  # type: ignore[union-attr, operator]
+    value = low.value(arguments(node)[0])
+    dims = {d % len(value.shape) for d in arguments(node)[1]}
 
     def backward(view: View) -> View:
         strides, offset = list(view.strides), view.offset
@@ -93,10 +93,10 @@ def _flip(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.cat.default)
 def _cat(low: Lowering, node: fx.Node) -> Value:
-    pieces = [low.value(x) for x in node.args[0]]  # type: ignore[union-attr]
+    pieces = [low.value(x) for x in arguments(node)[0]]
     pieces = [x for x in pieces if x.shape != (0,)]
     shape = tuple(node.meta["val"].shape)
-    dim = int(node.args[1]) % len(shape) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+    dim = int(arguments(node)[1]) % len(shape) if len(arguments(node)) > 1 else 0
     into = low.fresh(shape, node.meta["val"].dtype)
     start = 0
     for piece in pieces:
@@ -108,9 +108,9 @@ def _cat(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.constant_pad_nd.default)
 def _pad(low: Lowering, node: fx.Node) -> Value:
-    value = low.value(node.args[0])
-    amounts: Any = node.args[1]
-    number: Any = node.args[2] if len(node.args) > 2 else 0
+    value = low.value(arguments(node)[0])
+    amounts: Any = arguments(node)[1]
+    number: Any = arguments(node)[2] if len(arguments(node)) > 2 else 0
     shape = tuple(node.meta["val"].shape)
     into = low.fresh(shape, value.dtype)
     low.write(into, Value(Literal(number, value.dtype), ()), note_of(node))
@@ -128,22 +128,23 @@ def _pad(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.slice_scatter.default, aten.select_scatter.default, aten.diagonal_scatter.default)
 def _scatter_view(low: Lowering, node: fx.Node) -> Value:
-    base, piece = low.value(node.args[0]), low.value(node.args[1])
+    base, piece = low.value(arguments(node)[0]), low.value(arguments(node)[1])
+    target: Any = node.target
     look = {
         aten.slice_scatter.default: aten.slice.Tensor,
         aten.select_scatter.default: aten.select.int,
         aten.diagonal_scatter.default: aten.diagonal.default,
-    }[node.target]
+    }[target]
     into = low.fresh(base.shape, base.dtype)
     low.write(into, base, note_of(node))
-    low.write(into.through(lambda x: look(x, *node.args[2:], **node.kwargs)), piece, note_of(node))
+    low.write(into.through(lambda x: look(x, *arguments(node)[2:], **node.kwargs)), piece, note_of(node))
     return low.loaded(into)
 
 
 def indirect(low: Lowering, value: Value, indices: list[Value | None], shape: tuple[int, ...], start: int) -> Value:
     """``value[indices]`` over the broadcast shape of the indices, which stands at dimension ``start``."""
     view = low.in_memory(value)
-    index_shape = tuple(torch.broadcast_shapes(*(i.shape for i in indices if i is not None)))
+    index_shape = common_shape(indices)
     strides: list[int] = []
     terms = []
     for d, stride in enumerate(view.strides):
@@ -161,21 +162,21 @@ def indirect(low: Lowering, value: Value, indices: list[Value | None], shape: tu
 
 @rule(aten.index.Tensor)
 def _index(low: Lowering, node: fx.Node) -> Value:
-    indices: Any = node.args[1]
+    indices: Any = arguments(node)[1]
     values = [None if i is None else low.value(i) for i in indices]
     where = [d for d, i in enumerate(values) if i is not None]
     together = where == list(range(where[0], where[-1] + 1))
     shape = tuple(node.meta["val"].shape)
-    return indirect(low, low.value(node.args[0]), values, shape, where[0] if together else 0)
+    return indirect(low, low.value(arguments(node)[0]), values, shape, where[0] if together else 0)
 
 
 @rule(aten.gather.default)
 def _gather(low: Lowering, node: fx.Node) -> Value:
-    value, index = low.value(node.args[0]), low.value(node.args[2])
+    value, index = low.value(arguments(node)[0]), low.value(arguments(node)[2])
     if not value.shape:
         return value
     view = low.in_memory(value)
-    dim = int(node.args[1]) % len(value.shape)  # type: ignore[call-overload]
+    dim = int(arguments(node)[1]) % len(value.shape)
     strides = tuple(0 if d == dim else s for d, s in enumerate(view.strides))
     term = (view.strides[dim], view.shape[dim], index.expr)
     return Value(Gather(View(view.buffer, index.shape, strides, view.offset), (term,), value.dtype), index.shape)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.fx.traceback import set_stack_trace
+from torch.overrides import TorchFunctionMode
 
 from pynode.errors import UnsupportedError, explain
 
@@ -29,19 +34,53 @@ def source_line(node: fx.Node) -> str:
 
 
 def _where(frames: list[tuple[str, str]]) -> str:
-    users = [
-        (file, line)
-        for file, line in frames
-        if not file.startswith((_TORCH, *_OWN)) and not file.startswith("<") and os.sep + "contextlib" not in file
-    ]
+    users = [(file, line) for file, line in frames if not _between(file)]
     return f" at {users[-1][0]}:{users[-1][1]}" if users else ""
 
 
+class _Lines(TorchFunctionMode):
+    """Notes the user's line of every torch function that is called, for the nodes that are traced from it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and _between(frame.f_code.co_filename):
+            frame = frame.f_back
+        set_stack_trace([f'File "{frame.f_code.co_filename}", line {frame.f_lineno}'])
+        return func(*args, **(kwargs or {}))
+
+
+def located(field: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The field, so that nodes traced from it know their line."""
+
+    def call(t: Tensor, u: Tensor) -> Tensor:
+        with _Lines():
+            result = field(t, u)
+        set_stack_trace([])
+        return result
+
+    return call
+
+
+def _between(file: str) -> bool:
+    return file.startswith((_TORCH, *_OWN, "<")) or os.sep + "contextlib" in file
+
+
 def check_trace(traced: fx.GraphModule) -> None:
-    """Raise NotCapturable for operators that draw random numbers."""
+    """Raise NotCapturable for operators that draw random numbers, and for values that Python took."""
     for node in traced.graph.nodes:
+        if node.target is torch.ops.aten._local_scalar_dense.default or _symbolic(node.meta.get("val")):
+            what = "takes a number out of a tensor (.item(), float())" if not _symbolic_shape(node) else "has a shape"
+            raise NotCapturable(
+                explain(
+                    f"f {what} that depends on data ({node.target}{source_line(node)})",
+                    "an f that does not depend on data but through tensor operators",
+                    "leave numbers in their tensors (t * y, not t.item() * y), select with torch.where",
+                )
+            )
         if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-            if node.target.name() == "aten::native_dropout" and node.args[2] is False:
+            if node.target is torch.ops.aten.native_dropout.default and node.args[2] is False:
                 continue
             raise NotCapturable(
                 explain(
@@ -50,6 +89,18 @@ def check_trace(traced: fx.GraphModule) -> None:
                     "call .eval(), or draw the noise outside and pass it through args=",
                 )
             )
+
+
+def _symbolic(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_symbolic, value))
+    if isinstance(value, torch.Tensor):
+        return not all(isinstance(n, int) for n in value.shape)
+    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _symbolic_shape(node: fx.Node) -> bool:
+    return node.target is not torch.ops.aten._local_scalar_dense.default
 
 
 _DATA = (

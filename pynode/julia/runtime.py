@@ -33,6 +33,27 @@ def installed() -> bool:
     return importlib.util.find_spec("juliacall") is not None
 
 
+def absent() -> str | None:
+    """None where Julia can start without installing anything, else why it cannot.
+
+    Nothing is started, resolved or downloaded.
+    """
+    if started():
+        return None
+    if not installed():
+        return f"juliacall is not installed ({INSTALL})"
+    if os.environ.get("PYTHON_JULIACALL_EXE") and os.environ.get("PYTHON_JULIACALL_PROJECT"):
+        return None  # juliacall is told what to use and asks nobody
+    import juliapkg.deps
+    import juliapkg.state
+
+    try:
+        ready = juliapkg.deps.can_skip_resolve() or bool(juliapkg.state.STATE.get("offline"))
+    except Exception as error:  # juliapkg raises whatever its configuration makes it raise
+        return f"juliapkg: {error}"
+    return None if ready else "Julia's packages are not installed yet (pynode julia setup)"
+
+
 class Julia:
     """The running Julia.
 

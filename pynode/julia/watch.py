@@ -64,60 +64,95 @@ class Watch:
                 return
             if isinstance(thing, Tensor):
                 self.tensors.append(thing)
-            elif isinstance(thing, dict):
-                self._look(stack, thing.values)
-                self._readers.append(thing.keys)
-            elif isinstance(thing, list | tuple):
-                self._look(stack, functools.partial(list, thing))
-            elif isinstance(thing, set | frozenset):
-                self._look(stack, functools.partial(sorted, thing, key=id))
-            elif isinstance(thing, types.FunctionType):
-                self._function(stack, thing)
-            elif isinstance(thing, types.MethodType):
-                stack += [thing.__self__, thing.__func__]
-            elif isinstance(thing, types.ModuleType):
                 continue
-            elif type(thing).__module__.partition(".")[0] == "functools":
-                stack += [thing.func, thing.args, thing.keywords] if hasattr(thing, "func") else []
-            else:
-                attributes = getattr(thing, "__dict__", None)
-                if isinstance(attributes, dict):
-                    stack.append(attributes)
-                if not isinstance(thing, torch.nn.Module) or type(thing).__module__.partition(".")[0] != "torch":
-                    stack += [
-                        member
-                        for base in type(thing).__mro__
-                        if base.__module__.partition(".")[0] not in ("builtins", "torch", "typing", "abc")
-                        for member in vars(base).values()
-                        if isinstance(member, types.FunctionType | Tensor | property | staticmethod | classmethod)
-                    ]
-                for name in ("__wrapped__", "fget", "__func__"):
-                    if isinstance(thing, property | staticmethod | classmethod):
-                        stack.append(getattr(thing, name, None))
+            if isinstance(thing, torch.nn.Module):  # its reader looks into these itself
+                own = vars(thing)
+                seen.update((id(own[name]), own[name]) for name in _REGISTRIES if name in own)
+            reader = _reader(thing)
+            if reader is not None:
+                self._readers.append(reader)
+                stack += reader()
+            stack += _members(thing)
 
-    def _look(self, stack: list[Any], reader: Callable[[], Any]) -> None:
-        self._readers.append(reader)
-        stack += reader()
 
-    def _function(self, stack: list[Any], function: types.FunctionType) -> None:
-        cells = function.__closure__ or ()
-        if cells:
-            self._look(stack, lambda: [_content(cell) for cell in cells])
-        self._look(stack, lambda: [function.__code__, function.__defaults__, function.__kwdefaults__])
-        if function.__module__.partition(".")[0] == "torch":
-            return
-        names = _names(function.__code__)
-        space = function.__globals__
-        used = [name for name in names if name in space]
-        if used:
-            self._look(stack, functools.partial(_values, space, used))
-        modules = [space[name] for name in used if isinstance(space[name], types.ModuleType)]
-        for module in modules:
-            if module.__name__.partition(".")[0] == "torch":
-                continue
-            inside = [name for name in names if name in vars(module)]
+#: A module's own containers: parameters, buffers, children, hooks. Most of them are empty.
+_REGISTRIES = tuple(name for name, value in vars(torch.nn.Module()).items() if isinstance(value, dict | set))
+
+
+def _reader(thing: Any) -> Callable[[], list[Any]] | None:
+    """A function that lists what ``thing`` refers to now; None where that cannot change or does not count."""
+    if isinstance(thing, torch.nn.Module):
+        state = vars(thing)
+        registries = [state[name] for name in _REGISTRIES if isinstance(state.get(name), dict)]
+
+        def module() -> list[Any]:
+            found = [*state.values()]
+            for registry in registries:
+                if registry:
+                    found += registry.values()
+            return found
+
+        return module
+    if isinstance(thing, dict):
+        return lambda: [*thing.keys(), *thing.values()]
+    if isinstance(thing, list | tuple):
+        return functools.partial(list, thing)
+    if isinstance(thing, set | frozenset):
+        return functools.partial(sorted, thing, key=id)
+    if isinstance(thing, types.FunctionType):
+        return _function(thing)
+    if isinstance(thing, functools.partial):
+        return lambda: [thing.func, thing.args, *thing.keywords.values()]
+    if isinstance(thing, types.ModuleType | types.CodeType | types.BuiltinFunctionType):
+        return None
+    attributes = getattr(thing, "__dict__", None)
+    if isinstance(attributes, dict) and attributes:
+        return lambda: [*attributes.values()]
+    return None
+
+
+def _members(thing: Any) -> list[Any]:
+    """What an object's class contributes: its functions, and tensors among its attributes."""
+    if isinstance(thing, types.MethodType):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, property):
+        return [thing.fget]
+    if isinstance(thing, staticmethod | classmethod):
+        return [thing.__func__]
+    if isinstance(thing, types.FunctionType | types.ModuleType | dict | list | tuple | set | frozenset):
+        return []
+    return [
+        member
+        for base in type(thing).__mro__
+        if base.__module__.partition(".")[0] not in ("builtins", "torch", "typing", "abc", "functools", "collections")
+        for member in vars(base).values()
+        if isinstance(member, types.FunctionType | Tensor | property | staticmethod | classmethod)
+    ]
+
+
+def _function(function: types.FunctionType) -> Callable[[], list[Any]] | None:
+    """Closure, defaults, and the globals that the function names, those inside modules included."""
+    if (function.__module__ or "").partition(".")[0] == "torch":
+        return None
+    cells, space, names = function.__closure__ or (), function.__globals__, _names(function.__code__)
+    used = [name for name in names if name in space]
+    spaces = [(space, used)] if used else []
+    for name in used:
+        module = space[name]
+        if isinstance(module, types.ModuleType) and module.__name__.partition(".")[0] != "torch":
+            inside = [inner for inner in names if inner in vars(module)]
             if inside:
-                self._look(stack, functools.partial(_values, vars(module), inside))
+                spaces.append((vars(module), inside))
+
+    def read() -> list[Any]:
+        found = [function.__code__, function.__defaults__, function.__kwdefaults__]
+        for cell in cells:
+            found.append(_content(cell))
+        for where, wanted in spaces:
+            found += _values(where, wanted)
+        return found
+
+    return read
 
 
 def _values(space: dict[str, Any], names: list[str]) -> list[Any]:

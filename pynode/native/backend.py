@@ -240,6 +240,9 @@ class NativeBackend:
 
     name = "torch"
 
+    def absent(self) -> str | None:
+        return None
+
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         if algorithm.name not in TABLEAUS and algorithm.name not in REVERSIBLE:
             return f"the algorithm {algorithm.name}"

@@ -1,0 +1,45 @@
+"""Emitted source, executed by Julia, against torch's own derivatives: every field of the zoo in both precisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fields_of_dynamics
+import fields_of_operators  # noqa: F401  (registers its fields)
+import pytest
+import torch
+from fields import FIELDS, Made
+from julia_process import WITHOUT_JULIA, Program, julia_executable, run_programs
+from products_by_torch import Reference
+from refused_fields import REFUSED
+
+import pynode
+from pynode.errors import UnsupportedError
+
+assert fields_of_dynamics.FIELDS is FIELDS
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def source(made: Made) -> str:
+    return pynode.julia.source(made.f, made.times[0], made.y0, made.args)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_emitted_functions_agree_with_torch(name: str, tmp_path: Path) -> None:
+    executable = julia_executable()
+    if executable is None:
+        pytest.skip(WITHOUT_JULIA)
+    reference = Reference(FIELDS[name])
+    programs = [Program(f"{name} {dtype}", source(FIELDS[name](dtype)), reference.points[dtype]) for dtype in DTYPES]
+    outcomes = run_programs(programs, tmp_path, executable)
+    assert [x.error for x in outcomes if x.error] == []
+    assert [x for outcome in outcomes for x in reference.deviations(outcome.values)] == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_captured_is_refused_with_its_reason(name: str) -> None:
+    make, word = REFUSED[name]
+    with pytest.raises(UnsupportedError) as refusal:
+        source(make(torch.float64))
+    assert word in str(refusal.value)
