@@ -94,9 +94,10 @@ def setup(extras: Sequence[str] = (), *, image: bool = False, force: bool = Fals
             "resolving versions and installing" + (" (offline: nothing is installed)" if offline else ""),
             lambda: juliapkg.resolve(force=force),
         ),
-        ("compiling the packages", lambda: _julia(_COMPILE)),
-        ("loading them once", lambda: _julia(load)),
     ]
+    if not offline:
+        steps.append(("compiling the packages", lambda: _julia(_COMPILE)))
+    steps.append(("loading them once", lambda: _julia(load)))
     if image:
         steps.append(("building a system image; this takes many minutes", build_image))
     for number, (title, work) in enumerate(steps, 1):
@@ -131,6 +132,7 @@ def _ask(juliapkg: Any, extras: Sequence[str]) -> None:
             juliapkg.add(package.name, package.uuid, version=package.version)
 
 
+#: Both want a registry, even where nothing is missing. Offline, what is loaded is compiled then.
 _COMPILE = "import Pkg; Pkg.instantiate(); Pkg.precompile()"
 _CORE = ("PyNode", "SciMLSensitivity")
 

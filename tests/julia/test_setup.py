@@ -68,11 +68,18 @@ def kinds(juliapkg: Juliapkg) -> list[str]:
 def test_steps(juliapkg: Juliapkg, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["julia", "setup"]) == 0
     assert kinds(juliapkg) == ["resolve", "julia", "julia"]
+    assert "Pkg.instantiate()" in juliapkg.calls[1][1]
     assert "Pkg.precompile()" in juliapkg.calls[1][1]
     assert juliapkg.calls[2][1] == "import PyNode, SciMLSensitivity"
     lines = capsys.readouterr().out.splitlines()
     assert [line[:5] for line in lines[:-1]] == ["[1/3]", "[1/3]", "[2/3]", "[2/3]", "[3/3]", "[3/3]"]
     assert lines[-1].startswith("ready")
+
+
+def test_offline_setup_asks_for_no_registry(juliapkg: Juliapkg) -> None:
+    juliapkg.is_offline = True
+    assert cli.main(["julia", "setup"]) == 0
+    assert juliapkg.calls == [("resolve", False), ("julia", "import PyNode, SciMLSensitivity")]
 
 
 def test_extras_are_asked_for_before_resolving(juliapkg: Juliapkg) -> None:
