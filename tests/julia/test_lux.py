@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 import pynode
 from pynode.errors import InputError, SolveError, UnsupportedError
 from pynode.julia import LuxLayer, neural_ode, register_lux, to_lux
+from pynode.julia.lux import _array, _tensor
 from pynode.julia.lux_convert import layer_of
 from pynode.julia.lux_layers import augment, chain, concat_time, elementwise, parameter_paths
 
@@ -432,16 +433,10 @@ def gradients(ode, y0: Tensor, parameters) -> tuple[Tensor, list[Tensor]]:
         "(import Zygote; (layer, ps, st, y0) -> "
         "Zygote.gradient((p, y) -> sum(abs2, stack(first(layer(y, p, st)).u)), ps, y0))"
     )
-    dp, dy = pull(ode.layer, ode.parameters, ode.states, ode._array(y0))
+    dp, dy = pull(ode.layer, ode.parameters, ode.states, _array(y0))
     holder = copy.deepcopy(parameters)
     ode.load_into(holder, dp)
-    return ode_tensor(dy), [p.detach() for p in holder.parameters()]
-
-
-def ode_tensor(array) -> Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(array).T))
+    return _tensor(dy), [p.detach() for p in holder.parameters()]
 
 
 # Zygote compiles a minute or two for every pair: the others are there, and slow.
@@ -499,7 +494,7 @@ def test_trained_in_julia_used_in_torch() -> None:
         end
         """
     )
-    ode.parameters, losses = train(ode.layer, ode.parameters, ode.states, ode._array(y0))
+    ode.parameters, losses = train(ode.layer, ode.parameters, ode.states, _array(y0))
     assert losses[-1] < losses[0]
     after = ode(y0)
     assert (after - before).abs().max() > 1e-3
