@@ -132,6 +132,13 @@ function cross_named(text::Ptr{UInt8}, length::Int64, raw::Ptr{RawReply})::Cvoid
     return nothing
 end
 
+function cross_ensemble(call::Ptr{EnsembleCall}, raw::Ptr{RawReply})::Cvoid
+    reply = Reply()
+    guarded(() -> ensemble_call(unsafe_load(call), reply), reply)
+    answer(raw, reply)
+    return nothing
+end
+
 """Evaluate a field's functions once: which = 0 f, 1 vjp, 2 vjp_p, 3 tgrad."""
 function cross_field(number::Int64, which::Int32, out::Ptr{Cvoid}, λ::Ptr{Cvoid}, u::Ptr{Cvoid}, p::Ptr{Cvoid},
         t::Float64, where::Int32, raw::Ptr{RawReply})::Cvoid
@@ -166,6 +173,7 @@ function pointers()
         named = @cfunction(cross_named, Cvoid, (Ptr{UInt8}, Int64, Ptr{RawReply})),
         field = @cfunction(cross_field, Cvoid, (Int64, Int32, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Float64,
             Int32, Ptr{RawReply})),
+        ensemble = @cfunction(cross_ensemble, Cvoid, (Ptr{EnsembleCall}, Ptr{RawReply})),
         drop = @cfunction(drop, Cvoid, (Ptr{Int64}, Int64)),
     )
 end

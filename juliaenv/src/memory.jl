@@ -16,6 +16,9 @@ synchronize(::Val{:cpu}) = nothing
 """The vector type of a device."""
 vector_type(::Val{:cpu}, ::Type{T}) where {T} = Vector{T}
 
+"""Make the array type that programs for a device name known in their module."""
+name_arrays!(::Module, ::Val{:cpu}) = nothing
+
 """What Python holds by number."""
 const HELD = Dict{Int, Any}()
 const LAST = Ref(0)

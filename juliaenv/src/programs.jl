@@ -14,6 +14,7 @@ Evaluate an emitted program in a module of its own and make its functions a fiel
 function program(device::Val, ::Type{T}, text::String, n::Int, np::Int) where {T}
     code = Module(gensym(:Emitted))
     Core.eval(code, :(using Base))
+    name_arrays!(code, device)
     Base.include_string(code, text, "emitted program")
     V = vector_type(device, T)
     f, vjp, vjp_p, tgrad = (name -> Base.invokelatest(getglobal, code, name)).((:f!, :vjp!, :vjp_p!, :tgrad!))

@@ -28,9 +28,6 @@ from pynode.solution import Counts
 
 __all__ = ["Captured", "NotCapturable", "Slot", "capture"]
 
-#: The graphs of a capture: what each of them returns is in the order of ``Captured``'s description.
-FUNCTIONS = ("f", "vjp", "vjp_p", "vjp_t", "tgrad")
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -81,7 +78,7 @@ class Captured:
         return sum(slot.size for slot in self.slots)
 
 
-def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Captured:
+def capture(problem: ODEProblem, dependencies: Dependencies | None = None, products: bool = True) -> Captured:
     """Trace the field of ``problem`` and its products with a cotangent.
 
     Parameters
@@ -89,6 +86,8 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Ca
     problem : ODEProblem
     dependencies : Dependencies, optional
         The tensors that make up the parameter vector; without it, all that f uses are constants.
+    products : bool
+        False leaves all graphs but that of f out, and their tracing.
 
     Raises
     ------
@@ -96,6 +95,12 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Ca
         Where f needs values (``if y.sum() > 0``, ``.item()``, numpy), draws random numbers, changes its own state, or
         computes in another precision than the state's.
     """
+    # Outside inference mode, whose tensors autograd cannot follow.
+    with torch.inference_mode(False):
+        return _capture(problem, dependencies, products)
+
+
+def _capture(problem: ODEProblem, dependencies: Dependencies | None, products: bool) -> Captured:
     layout = problem.layout
     if not layout.is_real:
         raise NotCapturable(
@@ -104,13 +109,15 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Ca
     given = problem.arguments.tensors if dependencies is not None else []
     parameters = list(dependencies.parameters) if dependencies is not None else []
     tracer = _Tracer(problem, given, parameters)
-    joint = tracer.trace(_joint)
-    index = {"f": [0], "vjp": [2], "vjp_p": list(range(3, 3 + len(tracer.inputs))), "vjp_t": [1]}
+    joint = tracer.trace(_joint if products else _derivative)
+    index = {"f": [0]}
+    if products:
+        index |= {"vjp": [2], "vjp_p": list(range(3, 3 + len(tracer.inputs))), "vjp_t": [1]}
     graphs = {name: only_output(joint, outputs) for name, outputs in index.items()}
     has_t = any(node.name == "t" for node in graphs["f"].graph.nodes if node.op == "placeholder")
-    depends = graphs["vjp_t"].graph.output_node().args[0] != [None]
-    graphs["tgrad"] = tracer.trace(_tangent) if depends else copied(graphs["vjp_t"])
-    graphs = {name: graphs[name] for name in FUNCTIONS}
+    if products:
+        depends = graphs["vjp_t"].graph.output_node().args[0] != [None]
+        graphs["tgrad"] = tracer.trace(_tangent) if depends else copied(graphs["vjp_t"])
     constants = folded(graphs, tracer.constants, layout.dtype)
     for graph in graphs.values():
         merged_duplicates(graph)
@@ -137,6 +144,12 @@ def check_dtypes(module: fx.GraphModule, dtype: torch.dtype) -> None:
                 "convert the model or the state, and do not use autocast",
             )
         )
+
+
+def _derivative(
+    field: Callable[[Tensor, Tensor], Tensor], t: Tensor, u: Tensor, a: Tensor, inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    return [field(t, u)]
 
 
 def _joint(
@@ -190,7 +203,7 @@ class _Tracer:
         for x in frozen:
             x.requires_grad_()
         try:
-            with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
+            with sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
                 traced = make_fx(
                     run,
                     tracing_mode="fake",
@@ -231,8 +244,7 @@ class _Tracer:
                 return interpreter.run(*inputs[: len(placeholders)])
 
         functional = torch.func.functionalize(run, remove="mutations")
-        with torch.inference_mode(False):
-            module = make_fx(functional, decomposition_table=TABLE, tracing_mode="fake")(*values)
+        module = make_fx(functional, decomposition_table=TABLE, tracing_mode="fake")(*values)
         for node, name in zip([n for n in module.graph.nodes if n.op == "placeholder"], names, strict=True):
             node._rename(name)
         for node in module.graph.nodes:

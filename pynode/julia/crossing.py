@@ -135,6 +135,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "callback": (c_void_p, c_int32, c_int64, c_int64, POINTER(Reply)),
     "named": (c_void_p, c_int64, POINTER(Reply)),
     "field": (c_int64, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_double, c_int32, POINTER(Reply)),
+    "ensemble": (c_void_p, POINTER(Reply)),
     "drop": (c_void_p, c_int64),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -163,12 +164,105 @@ def _replication_pad_backward(grad: Tensor, x: Tensor, padding: list[int]) -> Te
     return zero.index_add(-1, places, grad.reshape(*lead, -1)).reshape(x.shape)
 
 
+def _windows(
+    kernel: Sequence[int], stride: Sequence[int], sizes: Sequence[int]
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """For each offset of a pooling kernel, where its windows' elements begin and end in the padded image."""
+    (h, w), (s, r), (p, q) = kernel, stride, sizes
+    return [((i, i + (p - 1) * s + 1), (j, j + (q - 1) * r + 1)) for i in range(h) for j in range(w)]
+
+
+def _pair(values: Sequence[int], default: Sequence[int] = ()) -> list[int]:
+    found = list(values) or list(default)
+    return found * 2 if len(found) == 1 else found
+
+
+def _pool_counts(
+    x: Tensor, sizes: Sequence[int], kernel: list[int], stride: list[int], padding: list[int], padded: bool, fixed: Any
+) -> Any:
+    """What the sums of the windows are divided by."""
+    if fixed is not None:
+        return fixed
+    if padded or not any(padding):
+        return kernel[0] * kernel[1]
+    counts = []
+    for n, size, k, s, p in zip(x.shape[-2:], sizes, kernel, stride, padding, strict=True):
+        start = torch.arange(size, device=x.device) * s - p
+        counts.append((start + k).clamp(max=n) - start.clamp(min=0))
+    return (counts[0][:, None] * counts[1][None]).to(x.dtype)
+
+
+def _avg_pool2d(
+    x: Tensor,
+    kernel: list[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    kernel, padding = _pair(kernel), _pair(padding)
+    stride = _pair(stride, kernel)
+    if ceil_mode:
+        return NotImplemented
+    sizes = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[-2:], padding, kernel, stride, strict=True)]
+    wide = aten.constant_pad_nd(x, [padding[1], padding[1], padding[0], padding[0]], 0.0) if any(padding) else x
+    total: Any = 0
+    for (a, b), (c, d) in _windows(kernel, stride, sizes):
+        total = total + wide[..., a : b : stride[0], c : d : stride[1]]
+    return total / _pool_counts(x, sizes, kernel, list(stride), list(padding), count_include_pad, divisor_override)
+
+
+def _avg_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Any:
+    kernel, padding = _pair(kernel), _pair(padding)
+    stride = _pair(stride, kernel)
+    if ceil_mode:
+        return NotImplemented
+    sizes = list(grad.shape[-2:])
+    each = grad / _pool_counts(x, sizes, kernel, list(stride), list(padding), count_include_pad, divisor_override)
+    h, w = (n + 2 * p for n, p in zip(x.shape[-2:], padding, strict=True))
+    total: Any = torch.zeros([*x.shape[:-2], h, w], dtype=x.dtype, device=x.device)
+    for (a, b), (c, d) in _windows(kernel, stride, sizes):
+        row = torch.zeros([*x.shape[:-2], sizes[0], w], dtype=x.dtype, device=x.device)
+        row = aten.slice_scatter(row, each, -1, c, d, stride[1])
+        total = total + aten.slice_scatter(torch.zeros_like(total), row, -2, a, b, stride[0])
+    return total[..., padding[0] : h - padding[0], padding[1] : w - padding[1]]
+
+
+def _hardshrink_backward(grad: Tensor, x: Tensor, bound: float) -> Tensor:
+    return torch.where(x.abs() <= bound, 0.0, grad)
+
+
+def _nearest_backward(grad: Tensor, output_size: Sequence[int], input_size: Sequence[int], *_: Any) -> Any:
+    rank = len(output_size)
+    if any(wide % n for wide, n in zip(output_size, input_size[-rank:], strict=True)):
+        return NotImplemented  # not every element is repeated as often as the others
+    apart = [k for wide, n in zip(output_size, input_size[-rank:], strict=True) for k in (n, wide // n)]
+    lead = list(input_size[:-rank])
+    return grad.reshape([*lead, *apart]).sum([len(lead) + 2 * d + 1 for d in range(rank)])
+
+
 _OWN: dict[Any, Any] = {
     aten.var_mean.correction: _var_mean,
     aten.var.correction: _var,
     aten.std.correction: _std,
     aten.repeat.default: _repeat,
     aten._trilinear.default: _trilinear,
+    aten.avg_pool2d.default: _avg_pool2d,
+    aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+    aten.upsample_nearest1d_backward.default: _nearest_backward,
+    aten.upsample_nearest2d_backward.default: _nearest_backward,
+    aten.hardshrink_backward.default: _hardshrink_backward,
+    aten.softshrink_backward.default: _hardshrink_backward,
     aten._cdist_forward.default: _cdist,
     aten._cdist_backward.default: _cdist_backward,
     aten.replication_pad1d_backward.default: _replication_pad_backward,

@@ -35,7 +35,8 @@ from pynode.julia.ir import (
     leaves,
     numel,
 )
-from pynode.julia.loops import Nest, bare, literal, loop_lines, reduce_lines, scan_lines
+from pynode.julia.launches import LAUNCH, launched
+from pynode.julia.loops import Nest, bare, element_lines, literal
 from pynode.julia.lower import Lowering, check_supported
 from pynode.julia.matrix_product import product
 
@@ -115,6 +116,7 @@ class _Writer:
         self.captured = captured
         self.array = array
         self.loops = array == "Array"
+        self.threads = 0
         self.dtype = captured.dtype
         self.constants = [
             Buffer(f"c{i + 1}", x.numel(), self._kind(x.dtype), "constant") for i, x in enumerate(captured.constants)
@@ -143,7 +145,7 @@ class _Writer:
             inputs[f"p{i}"] = Value(Load(View.of(p, slot.shape, slot.offset), dtype), slot.shape)
         for i, (buffer, x) in enumerate(zip(self.constants, captured.constants, strict=True)):
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
-        low = Lowering(module.graph, inputs, dtype, self.loops)
+        low = Lowering(module.graph, inputs, dtype)
         values = low.run()
         if name == "vjp_t":
             ending = self._number(low, values[0])
@@ -198,20 +200,21 @@ class _Writer:
         lines: list[str]
         if isinstance(statement, Assign):
             lines = [f"{statement.target.name} = {self._scalar_text(statement.expr, names)}"]
-        elif isinstance(statement, Loop):
-            lines = loop_lines(statement, names)
-        elif isinstance(statement, Reduce):
-            lines = reduce_lines(statement, names)
+        elif isinstance(statement, Loop | Reduce | Scan):
+            lines = (element_lines if self.loops else self._launch)(statement, names)
         elif isinstance(statement, MatMul):
             lines = [self._product(statement)]
-        elif isinstance(statement, Scan):
-            lines = scan_lines(statement, names)
         else:
             flat = ", ".join(self._flat(v) for v in (statement.into, statement.a, statement.b, statement.columns))
             lines = [f"convolution!(Val(:{statement.kind}), {flat}, {statement.sizes})"]
         if statement.note and lines:
             lines = [f"# {statement.note}", *lines]
         return lines
+
+    def _launch(self, statement: Loop | Reduce | Scan, names: Iterator[int]) -> list[str]:
+        launch = launched(statement, names)
+        self.threads = max(self.threads, launch.threads)
+        return launch.lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
         nest = Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
@@ -280,6 +283,8 @@ class _Writer:
             lines.append(f"const {array.name} = {self._allocated(array.dtype, array.size)}")
         for definition, name in self.matrices.items():
             lines.append(f"const {name} = {definition}")
+        if self.threads:
+            lines += [f"const done = {self._allocated(torch.bool, self.threads)}", LAUNCH.rstrip()]
         convolved = any("convolution!(" in line for line in body)
         if convolved or any("product!(" in line for line in body):
             lines += ["", product(self.array == "Array")]

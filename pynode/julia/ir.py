@@ -176,6 +176,15 @@ class Value:
         return self.expr.view if isinstance(self.expr, Load) else None
 
 
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """Zero but for a part, which ``look`` sees: the gradient of what a view operator sees."""
+
+    piece: Value
+    look: Callable[[Tensor], Tensor]
+    shape: Shape
+
+
 @dataclass(eq=False)
 class Assign:
     """A local scalar."""

@@ -28,7 +28,7 @@ from pynode.julia.ir import (
 
 _START = {"+": "zero(T)", "*": "one(T)", "max": "T(-Inf)", "min": "T(Inf)", "|": "false", "&": "true"}
 _WHOLE = {"+": "0", "*": "1", "max": "typemin(Int64)", "min": "typemax(Int64)", "|": "false", "&": "true"}
-_COMBINE = {
+COMBINE = {
     "+": "{0} + {1}",
     "*": "{0} * {1}",
     "max": "maximum_({0}, {1})",
@@ -36,6 +36,11 @@ _COMBINE = {
     "|": "{0} | {1}",
     "&": "{0} & {1}",
 }
+
+
+def start_of(kind: str, dtype: torch.dtype) -> str:
+    """What a reduction starts from."""
+    return _START[kind] if dtype.is_floating_point else _WHOLE[kind]
 
 
 def literal(value: float | int | bool, dtype: torch.dtype) -> str:
@@ -175,6 +180,10 @@ class Nest:
         parts = [(f"{s} * " if s != 1 else "") + f"wrapped({bare(self.text(i, outer))}, {n})" for s, n, i in terms]
         return "".join(" + " + part for part in parts)
 
+    def hoisted(self, depth: int) -> list[str]:
+        """What is computed inside ``depth`` loops, before the next one or before the body."""
+        return [*self._hoisted.get(depth, []), *(self.inner if depth == len(self.sizes) else [])]
+
     def lines(
         self, body: list[str], before: dict[int, list[str]], after: dict[int, list[str]], simd: str
     ) -> Iterator[str]:
@@ -198,7 +207,7 @@ class Nest:
 _NAMES = ["i", "j", "k", "l", "m", "n", "o", "q", "r", "s_", "v", "w_", "x_", "y_", "z_"]
 
 
-def _views(exprs: Sequence[Expr]) -> list[View]:
+def views_of(exprs: Sequence[Expr]) -> list[View]:
     return list({id(leaf.view): leaf.view for expr in exprs for leaf in leaves(expr)}.values())
 
 
@@ -209,7 +218,7 @@ def _gathers(exprs: Sequence[Expr]) -> bool:
 def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     """Stores, element by element."""
     exprs = [expr for store in loop.stores for expr in store.exprs]
-    views = [*_views(exprs), *(store.into for store in loop.stores)]
+    views = [*views_of(exprs), *(store.into for store in loop.stores)]
     sizes, strides, _ = collapsed(loop.shape, [v.strides for v in views], [False] * len(loop.shape))
     if 0 in loop.shape:
         return []
@@ -267,14 +276,14 @@ def _unrolled(reduce: Reduce) -> tuple[Shape, list[bool], list[tuple[View, Expr]
 
 def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
     """A reduction: accumulators where the innermost loop is reduced, else sums in place."""
-    combine = _COMBINE[reduce.kind]
-    start = _START[reduce.kind] if reduce.into.buffer.dtype.is_floating_point else _WHOLE[reduce.kind]
+    combine = COMBINE[reduce.kind]
+    start = start_of(reduce.kind, reduce.into.buffer.dtype)
     if 0 in reduce.shape:
         kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
         return _filled(View(reduce.into.buffer, kept, reduce.into.strides, reduce.into.offset), start)
     shape, reduced, parts = _unrolled(reduce)
     exprs, intos = [expr for _, expr in parts], [into for into, _ in parts]
-    views = [*_views(exprs), *intos]
+    views = [*views_of(exprs), *intos]
     order = _ordered(shape, views, reduced)
     turned = [tuple(v.strides[d] for d in order) for v in views]
     sizes, strides, gone = collapsed(tuple(shape[d] for d in order), turned, [reduced[d] for d in order])
@@ -322,7 +331,7 @@ def scan_lines(scan: Scan, names: Iterator[int]) -> list[str]:
     """A running sum or product: the innermost loop goes along the dimension."""
     if 0 in scan.shape:
         return []
-    views = [*_views([scan.expr]), scan.into]
+    views = [*views_of([scan.expr]), scan.into]
     order = [*(d for d in range(len(scan.shape)) if d != scan.dim), scan.dim]
     shape = tuple(scan.shape[d] for d in order)
     turned = [tuple(v.strides[d] for d in order) for v in views]
@@ -331,8 +340,14 @@ def scan_lines(scan: Scan, names: Iterator[int]) -> list[str]:
     nest.count(scan.expr)
     text = nest.text(scan.expr)
     acc = f"acc{next(names)}"
-    real = scan.into.buffer.dtype.is_floating_point
-    start = {"+": "zero(T)", "*": "one(T)"} if real else {"+": "0", "*": "1"}
-    body = [f"{acc} = {_COMBINE[scan.kind].format(acc, text)}", f"{nest.index(scan.into)} = {acc}"]
-    before = {len(sizes) - (1 if along and along[-1] else 0): [f"{acc} = {start[scan.kind]}"]}
+    body = [f"{acc} = {COMBINE[scan.kind].format(acc, text)}", f"{nest.index(scan.into)} = {acc}"]
+    start = start_of(scan.kind, scan.into.buffer.dtype)
+    before = {len(sizes) - (1 if along and along[-1] else 0): [f"{acc} = {start}"]}
     return _checked(list(nest.lines(body, before, {}, "")), _gathers([scan.expr]))
+
+
+def element_lines(statement: Loop | Reduce | Scan, names: Iterator[int]) -> list[str]:
+    """A statement as loops."""
+    if isinstance(statement, Loop):
+        return loop_lines(statement, names)
+    return reduce_lines(statement, names) if isinstance(statement, Reduce) else scan_lines(statement, names)

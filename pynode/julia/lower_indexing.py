@@ -17,20 +17,8 @@ from pynode.julia.refusal import NotCapturable, source_line
 aten = torch.ops.aten
 
 
-def _needs_loops(low: Lowering, node: fx.Node) -> None:
-    if not low.loops:
-        raise NotCapturable(
-            explain(
-                f"{node.target}{source_line(node)} writes single elements",
-                "operators on whole arrays, on a GPU",
-                "use the CPU, or the callback route",
-            )
-        )
-
-
 @rule(aten.index_put.default, aten._unsafe_index_put.default)
 def _index_put(low: Lowering, node: fx.Node) -> Value:
-    _needs_loops(low, node)
     base, values = low.value(arguments(node)[0]), low.value(arguments(node)[2])
     given: Any = arguments(node)[1]
     indices = [None if i is None else low.value(i) for i in given]
@@ -66,7 +54,6 @@ def _index_put(low: Lowering, node: fx.Node) -> Value:
 
 @rule(aten.scatter_add.default, aten.scatter.src, aten.scatter.value)
 def _scatter(low: Lowering, node: fx.Node) -> Value:
-    _needs_loops(low, node)
     base, index = low.value(arguments(node)[0]), low.value(arguments(node)[2])
     dim = int(arguments(node)[1]) % max(len(base.shape), 1)
     source = low.value(arguments(node)[3])
@@ -131,7 +118,6 @@ def _max(low: Lowering, node: fx.Node) -> tuple[Value, Value]:
 
 def _extreme(low: Lowering, node: fx.Node, kind: str, value: Value, dim: int, keep: bool) -> tuple[Value, Value]:
     """Extremes along a dimension, and the first index of each: the least of those whose value equals it."""
-    _needs_loops(low, node)
     if not value.shape:
         return value, Value(Literal(0, torch.int64), ())
     best = reduced(low, kind, value, [dim], True, value.dtype, note_of(node))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pynode.julia.ir import Expr, Literal, Op, Value
-from pynode.julia.lower import Lowering, arguments, rule
+from pynode.julia.ir import Expr, Literal, Op, Padded, Value
+from pynode.julia.lower import Lowering, arguments, note_of, rule
 from pynode.julia.lower_views import repeated
 
 aten = torch.ops.aten
@@ -185,6 +185,8 @@ def _mul(low: Lowering, node: fx.Node) -> Value:
 @rule(*_overloads([aten.add, aten.sub, aten.rsub]))
 def _add(low: Lowering, node: fx.Node) -> Value:
     target: Any = node.target
+    if any(isinstance(x, fx.Node) and isinstance(low.result(x), Padded) for x in node.args):
+        return _collected(low, node)
     dtype = result_dtype(low, node)
     (a, b), shape = operands(low, node, arguments(node)[:2], dtype)
     alpha: Any = node.kwargs.get("alpha", arguments(node)[2] if len(arguments(node)) > 2 else 1)
@@ -196,6 +198,23 @@ def _add(low: Lowering, node: fx.Node) -> Value:
         return Value(plus(a, times(b, factor) if alpha != 1 else b, "-"), shape)
     b = times(b, factor) if alpha != 1 else b
     return Value(plus(a, b, "+" if target.overloadpacket is aten.add else "-"), shape)
+
+
+def _collected(low: Lowering, node: fx.Node) -> Value:
+    """A sum with tensors that are mostly zero: their parts are added in place, to the sum so far where it is one."""
+    note = note_of(node)
+    parts = [low.result(x) for x in arguments(node)]
+    into = next((low.sums[x] for x in arguments(node) if x in low.sums and len(x.users) == 1), None)
+    if into is None:
+        shape = tuple(node.meta["val"].shape)
+        into = low.fresh(shape, result_dtype(low, node))
+        base = next((x for x in parts if isinstance(x, Value)), Value(Literal(0, into.buffer.dtype), ()))
+        low.write(into, base, note)
+    for part in parts:
+        if isinstance(part, Padded):
+            low.write(into.through(part.look), part.piece, note, add=True)
+    low.sums[node] = into
+    return low.loaded(into)
 
 
 @rule(aten.addcmul.default, aten.addcdiv.default)

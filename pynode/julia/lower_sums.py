@@ -32,8 +32,6 @@ def reduced(
         low.write(into, Value(converted(low.seen(value, lambda x: x.view(kept)).expr, dtype), kept), note)
     else:
         strides = tuple(0 if g else s for s, g in zip(contiguous(kept), gone, strict=True))
-        if not low.loops:
-            value = low.kept(value)
         spread = View(into.buffer, value.shape, strides)
         low.statements.append(Reduce(kind, value.shape, spread, gone, converted(value.expr, dtype), note))
     result = low.loaded(into)
@@ -105,7 +103,7 @@ def product(low: Lowering, a: Value, b: Value, note: str) -> Value:
     dtype = a.dtype
     if k == 0:
         return Value(Literal(0, dtype), (m, n))
-    if low.loops and (k <= _UNROLLED or m * n * k <= _SMALL):
+    if k <= _UNROLLED or m * n * k <= _SMALL:
         a, b = (x if cost(x.expr) <= 2 and _direct(x) else low.loaded(low.in_memory(x)) for x in (a, b))
         if k <= _UNROLLED:
             terms = []
@@ -145,7 +143,7 @@ def _bmm(low: Lowering, node: fx.Node) -> Value:
     if k == 0 or count == 0:
         return Value(Literal(0, dtype), (count, m, n))
     into = low.fresh((count, m, n), dtype)
-    if low.loops and m * n * k <= _SMALL:
+    if m * n * k <= _SMALL:
         a, b = (x if cost(x.expr) <= 2 else low.loaded(low.in_memory(x)) for x in (a, b))
         shape = (count, m, n, k)
         x = low.seen(a, lambda v: v.unsqueeze(2).expand(shape)).expr

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pynode.julia.ir import Buffer, Gather, Literal, Load, Value, View, contiguous, mapped, numel
+from pynode.julia.ir import Buffer, Gather, Literal, Load, Padded, Value, View, contiguous, mapped, numel
 from pynode.julia.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
 
 aten = torch.ops.aten
@@ -127,7 +127,7 @@ def _pad(low: Lowering, node: fx.Node) -> Value:
 
 
 @rule(aten.slice_scatter.default, aten.select_scatter.default, aten.diagonal_scatter.default)
-def _scatter_view(low: Lowering, node: fx.Node) -> Value:
+def _scatter_view(low: Lowering, node: fx.Node) -> Value | Padded:
     base, piece = low.value(arguments(node)[0]), low.value(arguments(node)[1])
     target: Any = node.target
     look = {
@@ -135,10 +135,24 @@ def _scatter_view(low: Lowering, node: fx.Node) -> Value:
         aten.select_scatter.default: aten.select.int,
         aten.diagonal_scatter.default: aten.diagonal.default,
     }[target]
+
+    def part(x: Tensor) -> Tensor:
+        seen: Tensor = look(x, *arguments(node)[2:], **node.kwargs)
+        return seen
+
+    if isinstance(base.expr, Literal) and base.expr.value == 0 and all(_adds(user) for user in node.users):
+        return Padded(piece, part, base.shape)
     into = low.fresh(base.shape, base.dtype)
     low.write(into, base, note_of(node))
-    low.write(into.through(lambda x: look(x, *arguments(node)[2:], **node.kwargs)), piece, note_of(node))
+    low.write(into.through(part), piece, note_of(node))
     return low.loaded(into)
+
+
+def _adds(node: fx.Node) -> bool:
+    """Whether it is a sum of two tensors of one shape."""
+    if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
+        return False
+    return all(isinstance(x, fx.Node) and x.meta["val"].shape == node.meta["val"].shape for x in node.args)
 
 
 def indirect(low: Lowering, value: Value, indices: list[Value | None], shape: tuple[int, ...], start: int) -> Value:

@@ -33,9 +33,10 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("Optimisers", "3bd65402-5787-11e9-1adc-39752487f4e2", "0.4.7"),
         Package("Zygote", "e88e6eb3-aa80-5325-afca-941959d7151f", "0.7.10"),
     ),
-    "cuda": (Package("CUDA", "052768ef-5323-5732-b1bb-66c8b64840ba", "5.8, 6"),),
+    "cuda": (Package("CUDA", "052768ef-5323-5732-b1bb-66c8b64840ba", "5.4, 6"),),
     "ensembles": (
-        Package("DiffEqGPU", "071ae1c0-96b5-11e9-1965-c90190d839ea", "3"),
+        Package("DiffEqGPU", "071ae1c0-96b5-11e9-1965-c90190d839ea", "3.13"),
+        Package("KernelAbstractions", "63c18a36-062a-441e-b654-da1e3ab1ce7c", "0.9, 0.10"),
         Package("StaticArrays", "90137ffa-7385-5640-81b9-e52037218182", "1.9"),
     ),
     "algorithms": _family(

@@ -68,7 +68,7 @@ class Julia:
         self._lock = threading.RLock()
         self._dropped: deque[int] = deque()
         self._named: dict[str, int] = {}
-        self._sensitivity = False
+        self._loaded: set[str] = set()
         self.main = _juliacall().Main
         signals = [
             ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
@@ -136,12 +136,16 @@ class Julia:
         with self._inside():
             return int(self.main.PyNode.hold(thing))
 
+    def load(self, statement: str) -> None:
+        """Run ``import ...``, once."""
+        if statement not in self._loaded:
+            with self._inside():
+                self.main.seval(statement)
+            self._loaded.add(statement)
+
     def need_adjoints(self) -> None:
         """Load SciMLSensitivity, which forward solves do without."""
-        if not self._sensitivity:
-            with self._inside():
-                self.main.seval("import SciMLSensitivity")
-            self._sensitivity = True
+        self.load("import SciMLSensitivity")
 
 
 _STATE: dict[str, Julia] = {}

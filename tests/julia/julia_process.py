@@ -78,16 +78,22 @@ class Outcome:
 
 
 def run_programs(
-    programs: Sequence[Program], folder: Path, executable: str, flags: Sequence[str] = (), timeout: float = 900.0
+    programs: Sequence[Program],
+    folder: Path,
+    executable: str,
+    flags: Sequence[str] = (),
+    timeout: float = 900.0,
+    driver: Path = DRIVER,
+    load_path: str = "@stdlib",
 ) -> list[Outcome]:
     """Run every program in one process; one that fails does not keep the others from running."""
     folders = [folder / f"case{i}" for i in range(len(programs))]
     for program, place in zip(programs, folders, strict=True):
         _write(program, place)
     command = [executable, "--startup-file=no", "--history-file=no", "--color=no", *flags]
-    command += [str(DRIVER), *map(str, folders)]
-    # The standard library alone, one thread for BLAS: repeated products then have the same rounding.
-    environment = {**os.environ, "JULIA_LOAD_PATH": "@stdlib", "OPENBLAS_NUM_THREADS": "1"}
+    command += [str(driver), *map(str, folders)]
+    # By default the standard library alone; one thread for BLAS: repeated products then have the same rounding.
+    environment = {**os.environ, "JULIA_LOAD_PATH": load_path, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     died = f"Julia ended with status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     return [_read(program, place, died) for program, place in zip(programs, folders, strict=True)]
