@@ -74,7 +74,7 @@ register_lux(Augment, lambda m, convert: augment(m.channels, m.dim))
 
 
 class Field(nn.Module):
-    """A field of the user's own, as pynode.solve takes it."""
+    """A field of the user's own, as pynode.solve takes it. Smooth: dense output across a kink is no good."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Field(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         time = t.expand(y.shape[0], 1)
         hidden = torch.tanh(self.first(torch.cat([time, y**3], dim=-1)))
-        return 0.5 * self.net(nn.functional.elu(hidden, 0.8)) - 0.1
+        return 0.5 * self.net(nn.functional.softplus(hidden, 2.0)) - 0.1
 
 
 class Autonomous(nn.Module):
@@ -178,7 +178,7 @@ def test_custom_forward_is_followed() -> None:
         "ConcatTime(-1; before = true)",
         "Dense(3 => 16)",
         "Activation(tanh)",
-        "Activation(exp_linear, 0.8)",
+        "Activation(softplus_above, 2.0, 20.0)",
         "Activation((y, c) -> c * y, 0.5)",
         "Activation(-, 0.1)",
     ]
