@@ -28,6 +28,10 @@ class UnsupportedError(PynodeError, NotImplementedError):
     """A valid request that this version, backend or algorithm does not offer."""
 
 
+class MissingPackageError(PynodeError, ImportError):
+    """An optional package that is needed here is not installed."""
+
+
 class SolveError(PynodeError, RuntimeError):
     """The integration ended before its final time.
 

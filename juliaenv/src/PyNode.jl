@@ -30,6 +30,7 @@ include("solving.jl")
 include("pulling_back.jl")
 include("ensembles.jl")
 include("crossing.jl")
+include("lux.jl")
 include("workload.jl")
 
 end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 
-from pynode.errors import PynodeError, explain
+from pynode.errors import MissingPackageError, explain
 
 #: Import name -> the name it is installed by.
 PACKAGES: dict[str, str] = {
@@ -14,10 +14,6 @@ PACKAGES: dict[str, str] = {
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
 }
-
-
-class MissingPackageError(PynodeError, ImportError):
-    """A package that the demo needs is not installed."""
 
 
 def require(modules: Iterable[str]) -> None:

@@ -8,11 +8,23 @@ from typing import Any
 from pynode.dependencies import Dependencies
 from pynode.julia.capture import capture
 from pynode.julia.emit import emit
+from pynode.julia.lux import LuxModel, LuxNeuralODE, neural_ode, to_lux
+from pynode.julia.lux_convert import register_lux
+from pynode.julia.lux_layers import LuxLayer
 from pynode.julia.refusal import NotCapturable
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 
-__all__ = ["NotCapturable", "source"]
+__all__ = [
+    "LuxLayer",
+    "LuxModel",
+    "LuxNeuralODE",
+    "NotCapturable",
+    "neural_ode",
+    "register_lux",
+    "source",
+    "to_lux",
+]
 
 
 def source(f: Callable[..., Any], t: float, y0: Any, args: tuple[Any, ...] = ()) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pynode.errors import UnsupportedError, explain
+from pynode.julia import inventory
 from pynode.julia.crossing import Reply, byref, checked, functions
 
 INSTALL = "pip install 'pynode[julia]' && pynode julia setup"
@@ -224,6 +225,7 @@ def _juliacall() -> Any:
     # Julia stops its threads for a garbage collection by a fault that its signal handlers have to catch.
     os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes")
     os.environ.setdefault("PYTHON_JULIACALL_THREADS", "1")
+    inventory.choose_image()
     with warnings.catch_warnings():
         # Both orders of import are tested; juliacall warns of one of them.
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
