@@ -12,14 +12,17 @@ from pynode.julia.lux import LuxModel, LuxNeuralODE, neural_ode, to_lux
 from pynode.julia.lux_convert import register_lux
 from pynode.julia.lux_layers import LuxLayer
 from pynode.julia.refusal import NotCapturable
+from pynode.julia.routes import CallbackWarning, callbacks
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 
 __all__ = [
+    "CallbackWarning",
     "LuxLayer",
     "LuxModel",
     "LuxNeuralODE",
     "NotCapturable",
+    "callbacks",
     "neural_ode",
     "register_lux",
     "source",
