@@ -29,9 +29,11 @@ function crossed(cross, call, raw)
     return raw[].solution
 end
 
+const METHODS = (OrdinaryDiffEqTsit5.Tsit5(), OrdinaryDiffEqLowOrderRK.DP5())
+
 function solve_workload()
-    for T in (Float32, Float64), name in ("Tsit5()", "DP5()")
-        algorithm = hold(named(name))
+    for T in (Float32, Float64), method in METHODS
+        algorithm = hold(method)
         rehearse(T, (field, v) -> (release(crossed(cross_solve, solve_rehearsal(field, algorithm, v), v.raw))))
         release(algorithm)
     end
@@ -39,8 +41,8 @@ function solve_workload()
 end
 
 function gradient_workload(sensealgs)
-    for T in (Float32, Float64), name in ("Tsit5()", "DP5()"), sensealg in sensealgs
-        algorithm, adjoint = hold(named(name)), hold(sensealg)
+    for T in (Float32, Float64), method in METHODS, sensealg in sensealgs
+        algorithm, adjoint = hold(method), hold(sensealg)
         rehearse(T, function (field, v)
             solution = crossed(cross_solve, solve_rehearsal(field, algorithm, v), v.raw)
             cotangents, dy0, dp = ones(T, 4), zeros(T, 2), zeros(T, 2)
