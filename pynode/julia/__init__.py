@@ -8,11 +8,12 @@ from typing import Any
 from pynode.dependencies import Dependencies
 from pynode.julia.capture import capture
 from pynode.julia.emit import emit
+from pynode.julia.ensemble import solve_ensemble
 from pynode.julia.refusal import NotCapturable
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 
-__all__ = ["NotCapturable", "source"]
+__all__ = ["NotCapturable", "solve_ensemble", "source"]
 
 
 def source(f: Callable[..., Any], t: float, y0: Any, args: tuple[Any, ...] = ()) -> str:
