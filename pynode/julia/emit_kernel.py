@@ -223,7 +223,10 @@ class _Emitter:
         dtype = value.dtype
         if dtype in (self.dtype, torch.bool) or (value.ndim == 0 and dtype.is_floating_point):
             return torch.bool if dtype == torch.bool else self.dtype
-        raise self._refusal(f"{node.target}{source_line(node)} makes {dtype} of the state", f"{self.dtype} throughout")
+        raise self._refusal(
+            f"{node.target}{source_line(node)} makes {dtype} of the state, which has no scalar form here",
+            f"{self.dtype} throughout",
+        )
 
     # data
 
