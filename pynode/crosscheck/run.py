@@ -164,8 +164,7 @@ def crosscheck(
     guests: list[tuple[Row, Contestant]] = []
     for rtol_, atol_ in [(x, x * atol / rtol) for x in tolerances] or [(rtol, atol)]:
         plans += [
-            _plan(backend, algorithms, sensealgs, case, forward_limit, rtol_, atol_, names_of)
-            for backend in backends
+            _plan(backend, algorithms, sensealgs, case, forward_limit, rtol_, atol_, names_of) for backend in backends
         ]
         guests += [(_guest(contestant, rtol_, atol_), contestant) for contestant in external]
     planned = [row for plan in plans for row in plan if row.verdict != NOT_OFFERED]

@@ -28,9 +28,6 @@ from pynode.solution import Counts
 
 __all__ = ["Captured", "NotCapturable", "Slot", "capture"]
 
-#: The graphs of a capture: what each of them returns is in the order of ``Captured``'s description.
-FUNCTIONS = ("f", "vjp", "vjp_p", "vjp_t", "tgrad")
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -81,7 +78,7 @@ class Captured:
         return sum(slot.size for slot in self.slots)
 
 
-def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Captured:
+def capture(problem: ODEProblem, dependencies: Dependencies | None = None, products: bool = True) -> Captured:
     """Trace the field of ``problem`` and its products with a cotangent.
 
     Parameters
@@ -89,6 +86,8 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Ca
     problem : ODEProblem
     dependencies : Dependencies, optional
         The tensors that make up the parameter vector; without it, all that f uses are constants.
+    products : bool
+        False leaves all graphs but that of f out, and their tracing.
 
     Raises
     ------
@@ -98,10 +97,10 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None) -> Ca
     """
     # Outside inference mode, whose tensors autograd cannot follow.
     with torch.inference_mode(False):
-        return _capture(problem, dependencies)
+        return _capture(problem, dependencies, products)
 
 
-def _capture(problem: ODEProblem, dependencies: Dependencies | None) -> Captured:
+def _capture(problem: ODEProblem, dependencies: Dependencies | None, products: bool) -> Captured:
     layout = problem.layout
     if not layout.is_real:
         raise NotCapturable(
@@ -110,13 +109,15 @@ def _capture(problem: ODEProblem, dependencies: Dependencies | None) -> Captured
     given = problem.arguments.tensors if dependencies is not None else []
     parameters = list(dependencies.parameters) if dependencies is not None else []
     tracer = _Tracer(problem, given, parameters)
-    joint = tracer.trace(_joint)
-    index = {"f": [0], "vjp": [2], "vjp_p": list(range(3, 3 + len(tracer.inputs))), "vjp_t": [1]}
+    joint = tracer.trace(_joint if products else _derivative)
+    index = {"f": [0]}
+    if products:
+        index |= {"vjp": [2], "vjp_p": list(range(3, 3 + len(tracer.inputs))), "vjp_t": [1]}
     graphs = {name: only_output(joint, outputs) for name, outputs in index.items()}
     has_t = any(node.name == "t" for node in graphs["f"].graph.nodes if node.op == "placeholder")
-    depends = graphs["vjp_t"].graph.output_node().args[0] != [None]
-    graphs["tgrad"] = tracer.trace(_tangent) if depends else copied(graphs["vjp_t"])
-    graphs = {name: graphs[name] for name in FUNCTIONS}
+    if products:
+        depends = graphs["vjp_t"].graph.output_node().args[0] != [None]
+        graphs["tgrad"] = tracer.trace(_tangent) if depends else copied(graphs["vjp_t"])
     constants = folded(graphs, tracer.constants, layout.dtype)
     for graph in graphs.values():
         merged_duplicates(graph)
@@ -143,6 +144,12 @@ def check_dtypes(module: fx.GraphModule, dtype: torch.dtype) -> None:
                 "convert the model or the state, and do not use autocast",
             )
         )
+
+
+def _derivative(
+    field: Callable[[Tensor, Tensor], Tensor], t: Tensor, u: Tensor, a: Tensor, inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    return [field(t, u)]
 
 
 def _joint(

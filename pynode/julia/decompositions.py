@@ -242,6 +242,15 @@ def _hardshrink_backward(grad: Tensor, x: Tensor, bound: float) -> Tensor:
     return torch.where(x.abs() <= bound, 0.0, grad)
 
 
+def _nearest_backward(grad: Tensor, output_size: Sequence[int], input_size: Sequence[int], *_: Any) -> Any:
+    rank = len(output_size)
+    if any(wide % n for wide, n in zip(output_size, input_size[-rank:], strict=True)):
+        return NotImplemented  # not every element is repeated as often as the others
+    apart = [k for wide, n in zip(output_size, input_size[-rank:], strict=True) for k in (n, wide // n)]
+    lead = list(input_size[:-rank])
+    return grad.reshape([*lead, *apart]).sum([len(lead) + 2 * d + 1 for d in range(rank)])
+
+
 _OWN: dict[Any, Any] = {
     aten.var_mean.correction: _var_mean,
     aten.var.correction: _var,
@@ -250,7 +259,10 @@ _OWN: dict[Any, Any] = {
     aten._trilinear.default: _trilinear,
     aten.avg_pool2d.default: _avg_pool2d,
     aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+    aten.upsample_nearest1d_backward.default: _nearest_backward,
+    aten.upsample_nearest2d_backward.default: _nearest_backward,
     aten.hardshrink_backward.default: _hardshrink_backward,
+    aten.softshrink_backward.default: _hardshrink_backward,
     aten._cdist_forward.default: _cdist,
     aten._cdist_backward.default: _cdist_backward,
     aten.replication_pad1d_backward.default: _replication_pad_backward,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from pynode.julia.accesses import reads, writes
-from pynode.julia.ir import Buffer, Expr, Gather, Load, Loop, Op, Statement, Store, View, leaves
+from pynode.julia.ir import Assign, Buffer, Expr, Gather, Load, Loop, Op, Scalar, Statement, Store, View, leaves
 
 #: Instructions beyond which loops are not merged.
 _LARGE = 200
@@ -123,9 +123,27 @@ def _partner(done: Sequence[Statement], loop: Loop) -> int | None:
             price = sum(_price(s.expr, set()) for s in (*candidate.stores, *loop.stores))
             if price <= _LARGE:
                 return at
-        if _conflict(candidate, loop):
+        if _conflict(candidate, loop) or (isinstance(candidate, Assign) and _uses(loop, candidate.target)):
             return None
     return None
+
+
+def _uses(loop: Loop, local: Scalar) -> bool:
+    """Whether a local variable of the function occurs in the loop."""
+    stack: list[Expr] = [expr for store in loop.stores for expr in store.exprs]
+    seen: set[int] = set()
+    while stack:
+        expr = stack.pop()
+        if id(expr) in seen:
+            continue
+        seen.add(id(expr))
+        if isinstance(expr, Scalar) and expr.name == local.name:
+            return True
+        if isinstance(expr, Op):
+            stack += expr.args
+        elif isinstance(expr, Gather):
+            stack += [index for _, _, index in expr.terms]
+    return False
 
 
 def _price(expr: Expr, seen: set[int]) -> int:

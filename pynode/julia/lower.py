@@ -24,11 +24,13 @@ from pynode.julia.ir import (
     Store,
     Value,
     View,
+    contiguous,
     cost,
     leaves,
     mapped,
     numel,
 )
+from pynode.julia.loops import collapsed
 from pynode.julia.refusal import NotCapturable, source_line
 
 Rule = Callable[["Lowering", fx.Node], Any]
@@ -39,6 +41,11 @@ RULES: dict[Any, Rule] = {}
 _CHEAP = 2
 #: Expressions dearer than this are not fused further: compilers lose track of them.
 _LARGE = 400
+#: The cost of a single function from which leftovers of vectorised loops matter.
+_DEAR = 15
+#: Elements that a vectorised loop takes at once, and the length from which its leftovers do not matter.
+_VECTORS = 32
+_LONG = 512
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -125,11 +132,24 @@ class Lowering:
             return found
         if not any(True for _ in leaves(expr)):
             return Value(self.scalar(expr, str(node.target)), found.shape)
+        if _ragged(found):
+            return self._apart(found, note_of(node))
         price = cost(expr)
         shared = len(node.users) > 1 and price > _CHEAP
         if shared or price > _LARGE:
             return self.kept(found, note_of(node))
         return found
+
+    def _apart(self, value: Value, note: str) -> Value:
+        """A dear function of a broadcast expression: the expression into memory, then the function along all of it."""
+        expr = value.expr
+        assert isinstance(expr, Op)
+        into = self.fresh(value.shape, expr.args[0].dtype)
+        self.write(into, Value(expr.args[0], value.shape), note)
+        whole = into.through(lambda x: x.view(-1))
+        function = Op(expr.template, (Load(whole, expr.dtype),), expr.dtype, expr.cost)
+        self.write(whole, Value(function, whole.shape), note)
+        return self.loaded(into)
 
     def scalar(self, expr: Expr, note: str = "") -> Scalar:
         """A local variable that holds an expression without memory."""
@@ -189,6 +209,19 @@ class Lowering:
         if numel(shape) > numel(value.shape) > 1 and cost(value.expr) > _CHEAP:
             value = self.kept(value)  # else it would be computed for every copy
         return Value(mapped(value.expr, lambda view: view.through(operation)), shape)
+
+
+def _ragged(value: Value) -> bool:
+    """Whether the value is a dear function, to be computed in a short innermost loop that vectors do not fill.
+
+    What is left over is computed element by element, which for a function like tanh takes longer than all the rest.
+    """
+    expr = value.expr
+    if not isinstance(expr, Op) or len(expr.args) != 1 or expr.cost < _DEAR or expr.dtype != expr.args[0].dtype:
+        return False
+    strides = [leaf.view.strides for leaf in leaves(expr)]
+    sizes, _, _ = collapsed(value.shape, [*strides, contiguous(value.shape)], [False] * len(value.shape))
+    return len(sizes) > 1 and sizes[-1] < _LONG and sizes[-1] % _VECTORS != 0 and numel(value.shape) >= 4 * _VECTORS
 
 
 def note_of(node: fx.Node) -> str:

@@ -113,6 +113,14 @@ def test_graphs_evaluate_to_torchs_derivatives() -> None:
     torch.testing.assert_close(fx.Interpreter(module).run(*named)[0], expected)
 
 
+def test_without_products_the_graph_of_f_is_the_same() -> None:
+    problem = ODEProblem(perceptron(), torch.ones(3, 2, dtype=torch.float64), [0.3, 1.0])
+    dependencies = Dependencies(problem, Counts(), None)
+    alone, joint = (capture(problem, dependencies, products=x) for x in (False, True))
+    assert list(alone.graphs) == ["f"]
+    assert str(alone.graphs["f"].graph) == str(joint.graphs["f"].graph)
+
+
 def test_a_field_that_python_randomness_changes_is_refused() -> None:
     import random
 

@@ -77,6 +77,23 @@ def test_a_chain_of_elementwise_operators_is_one_loop() -> None:
     assert body.count("for ") == 1
 
 
+def test_gradients_of_slices_are_collected_in_one_array() -> None:
+    def lorenz(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([10 * (y[1] - y[0]), y[0] * (28 - y[2]) - y[1], y[0] * y[1] - 8 / 3 * y[2]])
+
+    text = program(lorenz, torch.ones(3)).source
+    body = text[text.index("function vjp!") : text.index("function vjp_p!")]
+    assert "w1" not in body
+    assert body.count("+=") == 8
+
+
+def test_a_dear_function_runs_along_all_of_memory() -> None:
+    """A row of 50 fills no vectors: tanh takes the 1000 elements as one."""
+    text = program(Perceptron((2, 50, 2)), torch.ones(20, 2)).source
+    body = text[text.index("function f!") : text.index("function vjp!")]
+    assert re.search(r"for i in 1:1000\n\s+w\d+\[i\] = tanh_\(w\d+\[i\]\)", body)
+
+
 def nn_field(module: nn.Module) -> nn.Module:
     class Wrapped(nn.Module):
         def __init__(self) -> None:

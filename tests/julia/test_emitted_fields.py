@@ -13,7 +13,7 @@ from julia_process import WITHOUT_JULIA, Program, julia_executable, run_programs
 from products_by_torch import Reference
 from refused_fields import REFUSED
 
-import pynode
+from pynode import julia
 from pynode.errors import UnsupportedError
 
 assert fields_of_dynamics.FIELDS is FIELDS
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def source(made: Made) -> str:
-    return pynode.julia.source(made.f, made.times[0], made.y0, made.args)
+    return julia.source(made.f, made.times[0], made.y0, made.args)
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -43,3 +43,17 @@ def test_what_cannot_be_captured_is_refused_with_its_reason(name: str) -> None:
     with pytest.raises(UnsupportedError) as refusal:
         source(make(torch.float64))
     assert word in str(refusal.value)
+
+
+def test_a_corrupted_program_is_noticed(tmp_path: Path) -> None:
+    executable = julia_executable()
+    if executable is None:
+        pytest.skip(WITHOUT_JULIA)
+    make = FIELDS["perceptron"]
+    reference = Reference(make)
+    corrupted = f"{source(make(torch.float64))}\nvjp_p!(g, λ, u, p, t) = (fill!(g, 0); nothing)\n"
+    program = Program("no gradient", corrupted, reference.points[torch.float64])
+    (outcome,) = run_programs([program], tmp_path, executable)
+    found = reference.deviations(outcome.values)
+    assert len(found) == 2
+    assert all(x.startswith("vjp_p at point") for x in found)
