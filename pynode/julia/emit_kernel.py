@@ -228,8 +228,6 @@ class _Emitter:
             f"{self.dtype} throughout",
         )
 
-    # data
-
     def _ids(self, value: Any, dtype: torch.dtype | None = None) -> Tensor:
         """Node numbers of a value: literals for what is constant. ``dtype`` makes Booleans numbers, or the reverse."""
         if isinstance(value, Numbers):
@@ -286,7 +284,6 @@ class _Emitter:
         return Numbers(ids, self.dtype)
 
     # operators with a form of their own: _<name>_
-
     def _add_(self, a: Any, b: Any, alpha: float = 1) -> Numbers:
         return self._numbers(self._each("add", self._number(a), self._scaled(b, alpha)))
 
