@@ -40,35 +40,4 @@ function solve_workload()
     return nothing
 end
 
-function gradient_workload(sensealgs)
-    for T in (Float32, Float64), method in METHODS, sensealg in sensealgs
-        algorithm, adjoint = hold(method), hold(sensealg)
-        rehearse(T, function (field, v)
-            solution = crossed(cross_solve, solve_rehearsal(field, algorithm, v), v.raw)
-            cotangents, dy0, dp = ones(T, 4), zeros(T, 2), zeros(T, 2)
-            GC.@preserve cotangents dy0 dp begin
-                crossed(cross_pull_back, PullBackCall(solution, adjoint, 0, pointer(v.times), 2, pointer(cotangents),
-                    C_NULL, pointer(dy0), pointer(dp), 1.0e-4, 1.0e-6, C_NULL, C_NULL, 0, C_NULL, 0, C_NULL, 0, 0.0,
-                    0.0, Inf, 10000, C_NULL, 0, 0, 1, 0, 0, 0, 0, 0.0), v.raw)
-            end
-            release(solution)
-        end)
-        release(algorithm)
-        release(adjoint)
-    end
-    return nothing
-end
-
-"""
-For the extension: the gradients that are compiled with it, those of the default sensitivity algorithm. (Julia 1.10.8
-crashed at loading an image that held InterpolatingAdjoint's beside them.)
-"""
-macro gradient_workload()
-    return esc(quote
-        PrecompileTools.@compile_workload begin
-            PyNode.gradient_workload((GaussAdjoint(autojacvec = ZygoteVJP()),))
-        end
-    end)
-end
-
 @compile_workload solve_workload()

@@ -8,6 +8,7 @@ from typing import Any
 from pynode.dependencies import Dependencies
 from pynode.julia.capture import capture
 from pynode.julia.emit import emit
+from pynode.julia.ensemble import solve_ensemble
 from pynode.julia.lux import LuxModel, LuxNeuralODE, neural_ode, to_lux
 from pynode.julia.lux_convert import register_lux
 from pynode.julia.lux_layers import LuxLayer
@@ -25,6 +26,7 @@ __all__ = [
     "callbacks",
     "neural_ode",
     "register_lux",
+    "solve_ensemble",
     "source",
     "to_lux",
 ]

@@ -223,9 +223,10 @@ class _Emitter:
         dtype = value.dtype
         if dtype in (self.dtype, torch.bool) or (value.ndim == 0 and dtype.is_floating_point):
             return torch.bool if dtype == torch.bool else self.dtype
-        raise self._refusal(f"{node.target}{source_line(node)} makes {dtype} of the state", f"{self.dtype} throughout")
-
-    # data
+        raise self._refusal(
+            f"{node.target}{source_line(node)} makes {dtype} of the state, which has no scalar form here",
+            f"{self.dtype} throughout",
+        )
 
     def _ids(self, value: Any, dtype: torch.dtype | None = None) -> Tensor:
         """Node numbers of a value: literals for what is constant. ``dtype`` makes Booleans numbers, or the reverse."""
@@ -283,7 +284,6 @@ class _Emitter:
         return Numbers(ids, self.dtype)
 
     # operators with a form of their own: _<name>_
-
     def _add_(self, a: Any, b: Any, alpha: float = 1) -> Numbers:
         return self._numbers(self._each("add", self._number(a), self._scaled(b, alpha)))
 

@@ -172,7 +172,7 @@ def _captured(
         problem = ODEProblem(f, y0s[0].detach().clone(), times, (*shared, *own))
         dependencies = Dependencies(problem, Counts(), explicit, True)
         _refuse_gradients([("a tensor that f uses", x) for x in dependencies.parameters], explicit is None)
-        return capture(problem, dependencies)
+        return capture(problem, dependencies, products=False)
 
 
 def _refuse_gradients(tensors: Iterable[tuple[str, Any]], enabled: bool | None = None) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import pynode
 from pynode.errors import GradientError, InputError, SolveError, UnsupportedError
-from pynode.julia.ensemble import ALGORITHMS, solve_ensemble
+from pynode.julia import solve_ensemble
+from pynode.julia.ensemble import ALGORITHMS
 
 TIMES = (0.0, 0.5, 1.25, 2.0)
 

@@ -48,7 +48,7 @@ end
 
 def emitted(made: Made) -> tuple[Kernel, ODEProblem]:
     problem = ODEProblem(made.f, made.y0, list(made.times), made.args)
-    return kernel(capture(problem)), problem
+    return kernel(capture(problem, products=False)), problem
 
 
 def run(cases: list[tuple[Kernel, Tensor, float]], folder: Path) -> list[Tensor]:
