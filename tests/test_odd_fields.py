@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from available import OF_TORCH
 from torch import Tensor
 
 import pynode
 from pynode import FieldError, GradientError, InputError
-from pynode.sensealg import SENSEALGS, ContinuousAdjoint, SensitivityAlgorithm
+from pynode.sensealg import ContinuousAdjoint, SensitivityAlgorithm
 
-CASES: dict[str, SensitivityAlgorithm] = {cls.__name__: cls() for cls in SENSEALGS if cls is not pynode.GaussKronrodAdjoint} | {
+CASES: dict[str, SensitivityAlgorithm] = {cls.__name__: cls() for cls in OF_TORCH} | {
     "CheckpointedAdjoint-3": pynode.CheckpointedAdjoint(checkpoints=3),
     "InterpolatingAdjoint-checkpointing": pynode.InterpolatingAdjoint(checkpointing=True),
     "GaussAdjoint-checkpointing": pynode.GaussAdjoint(checkpointing=True),

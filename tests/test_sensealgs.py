@@ -14,12 +14,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from available import OF_TORCH
 from torch import Tensor
 
 import pynode
-from pynode.sensealg import SENSEALGS, SensitivityAlgorithm
+from pynode.sensealg import SensitivityAlgorithm
 
-CASES: dict[str, SensitivityAlgorithm] = {cls.__name__: cls() for cls in SENSEALGS if cls is not pynode.GaussKronrodAdjoint} | {
+CASES: dict[str, SensitivityAlgorithm] = {cls.__name__: cls() for cls in OF_TORCH} | {
     "CheckpointedAdjoint-3": pynode.CheckpointedAdjoint(checkpoints=3),
     "BacksolveAdjoint-full": pynode.BacksolveAdjoint(norm="full"),
     "InterpolatingAdjoint-full": pynode.InterpolatingAdjoint(norm="full"),

@@ -107,10 +107,10 @@ def _reverse(
     problem, own = request.problem, request.sensealg
     assert isinstance(own, ContinuousAdjoint)
     algorithm = own.algorithm or request.algorithm
-    fixed = isinstance(algorithm, FixedStep) and not algorithm.adaptive
-    dt = own.dt0 or 0.0
+    dt, fixed = own.dt0 or 0.0, False
     halts = np.array(request.tstops if own.tstops is None else own.tstops)
-    if fixed:
+    if isinstance(algorithm, FixedStep) and not algorithm.adaptive:
+        fixed = True
         t = problem.t.detach()
         mesh = numbers("t", mesh_of(algorithm, t))
         halts = np.array(mesh[1:-1][::-1])

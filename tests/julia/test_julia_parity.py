@@ -49,9 +49,10 @@ class Net(torch.nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.inner = torch.nn.Linear(3, 3, dtype=dtype)
-        self.outer = torch.nn.Linear(3, 3, dtype=dtype)
-        self.register_buffer("shift", torch.tensor([0.1, -0.2, 0.3], dtype=dtype))
+        self.inner = torch.nn.Linear(3, 3)
+        self.outer = torch.nn.Linear(3, 3)
+        self.register_buffer("shift", torch.tensor([0.1, -0.2, 0.3]))
+        self.to(dtype)  # the same numbers in both precisions
 
     def forward(self, t, y, a):
         h = torch.tanh(self.inner(y) * torch.cos(2.0 * t) + self.shift)

@@ -33,7 +33,9 @@ def solved(f, y0=None, **options):
 def same_gradients(f, tensors, **options):
     """Gradients by Julia are those by torch, and not zero."""
     y0 = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    ours = torch.autograd.grad(pynode.solve(f, y0, SPAN, rtol=1e-9, atol=1e-11).ys[-1].sum(), tensors, retain_graph=True)
+    ours = torch.autograd.grad(
+        pynode.solve(f, y0, SPAN, rtol=1e-9, atol=1e-11).ys[-1].sum(), tensors, retain_graph=True
+    )
     theirs = torch.autograd.grad(solved(f, **options).ys[-1].sum(), tensors)
     for a, b in zip(ours, theirs, strict=True):
         assert a.norm() > 0
