@@ -185,6 +185,18 @@ def _refuse(request: Request) -> None:
             raise UnsupportedError(
                 explain(f"backend='julia' got {name}", "what SciML offers", f"drop {name} or use backend='torch'")
             )
+    sensealg = request.sensealg
+    checkpointing = getattr(sensealg, "checkpointing", False)
+    narrow = isinstance(sensealg, GaussKronrodAdjoint) or checkpointing
+    if request.differentiable and narrow and problem.layout.dtype == torch.float32:
+        raise UnsupportedError(
+            explain(
+                f"backend='julia' got {sensealg.name}{'(checkpointing=True)' if checkpointing else ''} in float32",
+                "float64: SciMLSensitivity's checkpoints do not hold float32 states beside float64 times, and its "
+                "Gauss-Kronrod refinement does not end in float32",
+                "solve in float64, or use GaussAdjoint()",
+            )
+        )
     if problem.layout.device.type not in ("cpu", "cuda"):
         raise UnsupportedError(
             explain(

@@ -171,7 +171,7 @@ def as_real(x: Tensor) -> Tensor:
 
 
 def shaped_like(part: Tensor, x: Tensor) -> Tensor:
-    """A flat vector of real numbers in the form of ``x``."""
+    """A flat vector of real numbers in the form of ``x``; a view of it where its dtype is that of ``x``."""
     if x.is_complex():
-        return torch.view_as_complex(part.reshape(*x.shape, 2).to(x.dtype.to_real()).contiguous()).clone()
-    return part.reshape(x.shape).to(x.dtype, copy=True)
+        return torch.view_as_complex(part.reshape(*x.shape, 2).to(x.dtype.to_real()).contiguous())
+    return part.view(x.shape) if part.dtype == x.dtype else part.view(x.shape).to(x.dtype)

@@ -119,6 +119,8 @@ class Reply(ctypes.Structure):
     @property
     def text(self) -> str:
         """What Julia had to say."""
+        if not self.length:
+            return ""
         return bytes(memoryview(self._room)[: self.length]).decode(errors="replace")
 
 

@@ -90,7 +90,12 @@ def truth() -> dict[str, Tensor]:
 @pytest.mark.parametrize("algorithm", ["Tsit5", "DP5"])
 @pytest.mark.parametrize("way", ROUTES)
 def test_sensitivity_algorithms(algorithm, sensealg, dtype, way, truth):
+    narrow = isinstance(sensealg, pynode.GaussKronrodAdjoint) or getattr(sensealg, "checkpointing", False)
     with route(way):
+        if narrow and dtype == torch.float32:
+            with pytest.raises(pynode.UnsupportedError, match="in float32"):
+                gradients("julia", dtype, algorithm=algorithm, sensealg=sensealg)
+            return
         found = gradients("julia", dtype, algorithm=algorithm, sensealg=sensealg)
     check(found, truth, TOLERANCE[dtype])
 
