@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pynode.algorithms import Tsit5
+from pynode.backends import backend_from_name
 from pynode.demo.models import Classifier, ODEBody
 from pynode.errors import InputError, PynodeError, explain
 from pynode.nn import NeuralODE
+from pynode.sensealg import GaussAdjoint
 
 #: Relative and absolute tolerance of pynode's solve in the check, and the largest relative error that passes.
 TOLERANCE, BOUND = 1e-8, 1e-5
@@ -49,6 +51,9 @@ class GradientCheck:
     as_trained : float
         For information: the error of the parameters' gradient when pynode solves with the algorithm and the
         tolerances of the training.
+    julia : float or None
+        The parameters' gradient by the Julia backend with ``GaussAdjoint``, against SciPy's; None where Julia is not
+        installed.
     """
 
     samples: int
@@ -59,11 +64,13 @@ class GradientCheck:
     parameters: float
     directions: float
     as_trained: float
+    julia: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every error but the last is within ``BOUND`` (a NaN is not)."""
-        return all(error <= BOUND for error in (self.loss, self.state, self.parameters, self.directions))
+        """Whether every error but that of the training is within ``BOUND`` (a NaN is not)."""
+        errors = [self.loss, self.state, self.parameters, self.directions]
+        return all(error <= BOUND for error in (errors if self.julia is None else [*errors, self.julia]))
 
     def as_json(self) -> dict[str, Any]:
         """Everything above in plain types, with tolerance, bound and verdict."""
@@ -115,16 +122,30 @@ def check_gradient(model: Classifier, images: Tensor, labels: Tensor, *, seed: i
     directions = torch.randn(_DIRECTIONS, len(ours.parameters), generator=generator, dtype=torch.float64)
     differences = torch.tensor([reference.difference(direction) for direction in directions], dtype=torch.float64)
     assert ode.sensealg is not None
+    algorithm, sensealg = ode.algorithm.name, ode.sensealg.name
+    julia = _by_julia(ode, start, loss)
     return GradientCheck(
         samples=len(images),
-        algorithm=ode.algorithm.name,
-        sensealg=ode.sensealg.name,
+        algorithm=algorithm,
+        sensealg=sensealg,
         loss=abs(ours.loss - theirs.loss) / abs(theirs.loss),
         state=_distance(ours.state, theirs.state),
         parameters=_distance(ours.parameters, theirs.parameters),
         directions=_distance(directions @ ours.parameters, differences),
         as_trained=_distance(as_trained.parameters, theirs.parameters),
+        julia=None if julia is None else _distance(julia.parameters, theirs.parameters),
     )
+
+
+def _by_julia(ode: NeuralODE, start: Tensor, loss: Loss) -> _Gradient | None:
+    """The gradient by SciML, where Julia is installed; leaves ``ode`` set to it."""
+    backend = backend_from_name("julia")
+    if backend.absent() is not None:
+        return None
+    ode.sensealg = GaussAdjoint()
+    ode.algorithm = Tsit5() if backend.supports(ode.algorithm, ode.sensealg) else ode.algorithm
+    ode.options = {**ode.options, "backend": "julia"}
+    return _gradient(ode, start, loss)
 
 
 def _gradient(ode: NeuralODE, start: Tensor, loss: Loss) -> _Gradient:

@@ -91,6 +91,9 @@ def check_summary(check: GradientCheck) -> Text:
     """The gradient check in a few lines, the verdict first."""
     from rich.text import Text
 
+    julia = ""
+    if check.julia is not None:
+        julia = f"    d loss / d parameters    {check.julia:.1e}   adjoint equation, by the Julia backend\n"
     verdict = Text("PASS", style="bold green") if check.passed else Text("FAIL", style="bold red")
     return Text.assemble(
         "gradient of the trained ODE-net against SciPy: ",
@@ -101,6 +104,7 @@ def check_summary(check: GradientCheck) -> Text:
         f"    the loss                 {check.loss:.1e}   forward solve\n",
         f"    d loss / d block input   {check.state:.1e}   adjoint equation\n",
         f"    d loss / d parameters    {check.parameters:.1e}   adjoint equation\n",
+        julia,
         f"    in 3 random directions   {check.directions:.1e}   central differences of forward solves\n",
         f"    (as it was in training   {check.as_trained:.1e}   at the tolerances of the training)",
     )

@@ -55,7 +55,7 @@ class NeuralODE(torch.nn.Module):
             raise InputError(explain(f"f is a {type(f).__name__}", "a callable f(t, y)", "pass a module or function"))
         self.f = f
         self.t = t
-        self.algorithm = as_algorithm(algorithm)
+        self.algorithm = as_algorithm(algorithm, options.get("backend", "torch"))
         self.sensealg = sensealg
         self.rtol = rtol
         self.atol = atol
