@@ -193,7 +193,7 @@ def test_backward_in_time_and_save_times_apart():
         assert (ours - theirs).norm() <= 100 * 1e-8 * max(ours.norm().item(), 1.0)
 
 
-@pytest.mark.parametrize("name", ["lotka-volterra", "spiral", "brusselator", "van-der-pol", "lorenz"])
+@pytest.mark.parametrize("name", ["lotka-volterra", "spiral", "brusselator-1d", "lorenz"])
 def test_built_in_problems(name):
     problem = pynode.problems.PROBLEMS[name]
     errors = {}
