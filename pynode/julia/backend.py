@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from typing import Any
 
@@ -13,7 +14,7 @@ from pynode.algorithms import Algorithm, FixedStep
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import UnsupportedError, explain
-from pynode.julia.crossing import SolveCall, byref
+from pynode.julia.crossing import SolveCall
 from pynode.julia.names import controller_number, known, number_of
 from pynode.julia.pulling_back import pull_back
 from pynode.julia.record import JuliaRecord, device_number
@@ -124,7 +125,7 @@ class JuliaBackend:
             device=device_number(layout.device),
             hold=request.differentiable or not sparse or request.save_steps,
         )
-        reply = record.call("solve", byref(call))
+        reply = record.call("solve", ctypes.byref(call))
         record.solution, record.steps = int(reply.solution), int(reply.steps)
         counts = request.stats.forward
         counts.nfe += reply.nf
@@ -179,6 +180,9 @@ def _refuse(request: Request) -> None:
         "observer=": request.observer is not None,
         "compile=": bool(request.compile),
         f"{request.algorithm.name}(perturb=True)": getattr(request.algorithm, "perturb", False),
+        f"{request.algorithm.name}(interpolation='linear')": getattr(request.algorithm, "interpolation", "")
+        == "linear",
+        f"{request.sensealg.name}(observer=)": getattr(request.sensealg, "observer", None) is not None,
     }
     for name, there in given.items():
         if there:
@@ -197,10 +201,13 @@ def _refuse(request: Request) -> None:
                 "solve in float64, or use GaussAdjoint()",
             )
         )
-    if problem.layout.device.type not in ("cpu", "cuda"):
+    device = problem.layout.device
+    if device.type not in ("cpu", "cuda") or (device.index or 0) > 0:
         raise UnsupportedError(
             explain(
-                f"backend='julia' got tensors on {problem.layout.device}", "tensors on the CPU or on CUDA", "move them"
+                f"backend='julia' got tensors on {device}",
+                "tensors on the CPU or on the first CUDA device",
+                "move them",
             )
         )
 

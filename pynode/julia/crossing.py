@@ -7,7 +7,7 @@ interpreter's lock is free while Julia works.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_char, c_double, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char, c_double, c_int32, c_int64, c_void_p
 from typing import Any
 
 from pynode.errors import PynodeError, UnsupportedError, explain
@@ -193,17 +193,3 @@ def checked(reply: Reply) -> Reply:
             "check options that Julia may not accept together; else report it with this text",
         )
     )
-
-
-__all__ = [
-    "CallbackError",
-    "JuliaError",
-    "NotFiniteError",
-    "PullBackCall",
-    "Reply",
-    "ReverseSolveError",
-    "SolveCall",
-    "byref",
-    "checked",
-    "functions",
-]

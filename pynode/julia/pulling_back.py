@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import warnings
@@ -15,7 +16,7 @@ from pynode.algorithms import FixedStep, JuliaAlgorithm
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, SolveError, explain, not_finite
 from pynode.julia.callback import real_size, shaped_like
-from pynode.julia.crossing import NotFiniteError, PullBackCall, ReverseSolveError, byref
+from pynode.julia.crossing import NotFiniteError, PullBackCall, ReverseSolveError
 from pynode.julia.names import controller_number, number_of, sensealg_expression
 from pynode.julia.record import JuliaRecord
 from pynode.native.meshes import mesh_of
@@ -162,7 +163,7 @@ def _reverse(
     )
     counts = request.stats.backward
     try:
-        reply = record.call("pull_back", byref(call))
+        reply = record.call("pull_back", ctypes.byref(call))
     except ReverseSolveError as error:
         text = str(error)
         code = ReturnCode.MaxIters if "maxiters" in text.lower() else ReturnCode.DtLessThanMin

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pynode.backends import Request
 from pynode.dependencies import Dependencies
+from pynode.errors import GradientError
 from pynode.julia.callback import CallbackRoute
 from pynode.julia.capture import NotCapturable, capture
 from pynode.julia.emit import Program, emit
@@ -60,21 +61,23 @@ class _Capture:
 
 @dataclass
 class _Entry:
-    """What is known of a field under a signature, as long as ``watch`` sees no change."""
+    """What is known of a field under a signature, as long as ``watch`` sees no change.
+
+    ``held`` keeps the arguments alive whose identities are in the signature; ``fixed`` are tensors that are part of a
+    program, not of the parameter vector, and ``versions`` how often they had been written into.
+    """
 
     signature: Any
     watch: Watch
     held: list[Any]
+    fixed: list[Tensor]
     versions: list[int]
     dependencies: Dependencies
-    captures: dict[bool, _Capture] = field(default_factory=dict)
+    capture: _Capture | None = None
 
-    def current(self, signature: Any, problem: ODEProblem) -> bool:
-        inputs = {id(x) for x in self.dependencies.parameters}
+    def current(self, signature: Any) -> bool:
         return (
-            self.signature == signature
-            and self.watch.unchanged()
-            and self.versions == _versions(self.watch, inputs, problem)
+            self.signature == signature and self.versions == [x._version for x in self.fixed] and self.watch.unchanged()
         )
 
 
@@ -86,7 +89,7 @@ _FORCED: list[str] = []
 _ANNOUNCED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-@contextmanager
+@contextlib.contextmanager
 def callbacks() -> Iterator[None]:
     """Within it, Julia calls torch back for every field, also for those that could be captured."""
     _FORCED.append("callback")
@@ -105,15 +108,20 @@ def dependencies_of(
     signature = _signature(problem, allow_unused, jump)
     entries = _ENTRIES.setdefault(problem.f, [])
     for entry in entries:
-        if entry.current(signature, problem):
+        if entry.current(signature):
             return _renewed(entry, problem)
     entries[:] = [x for x in entries if x.signature != signature][-_KEPT + 1 :]
     dependencies = Dependencies(problem, counts, None, allow_unused, jump)
-    watch = Watch([problem.f, *problem.arguments.leaves])
-    inputs = {id(x) for x in dependencies.parameters}
+    # What is kept here must hold neither the field, which would never be forgotten, nor this solve's arguments, whose
+    # history would not be.
+    given = {id(x) for x in problem.arguments.tensors}
+    held = [x for x in problem.arguments.leaves if id(x) not in given]
+    watch = Watch([problem.f, *held])
+    inputs = {id(x) for x in dependencies.parameters} | given
+    fixed = [x for x in watch.tensors if id(x) not in inputs and not x.is_inference()]
     lasting = copy.copy(dependencies)
-    lasting.problem = None  # type: ignore[assignment]  # a problem holds its field, which would never be forgotten
-    entry = _Entry(signature, watch, list(problem.arguments.leaves), _versions(watch, inputs, problem), lasting)
+    lasting.problem, lasting.arguments = None, []  # type: ignore[assignment]
+    entry = _Entry(signature, watch, held, fixed, [x._version for x in fixed], lasting)
     entries.append(entry)
     return _renewed(entry, problem)
 
@@ -150,28 +158,22 @@ def _signature(problem: ODEProblem, allow_unused: bool, jump: float) -> Any:
     )
 
 
-def _versions(watch: Watch, inputs: set[int], problem: ODEProblem) -> list[int]:
-    """How often tensors have been written into that are part of a program, not of the parameter vector."""
-    own = {id(x) for x in problem.arguments.tensors}
-    fixed = [x for x in watch.tensors if id(x) not in inputs and id(x) not in own and not x.is_inference()]
-    return [x._version for x in fixed]
-
-
 def route_for(engine: Julia, request: Request) -> Route:
     """The route of a request's field."""
     problem = request.problem
     dependencies = request.dependencies
     if dependencies is None and not torch.is_inference_mode_enabled():
         # The program is that of a solve with gradients, so that evaluating a model while training it costs no other.
-        with problem.autocast():
+        # Where that cannot be, all tensors are constants: nothing is differentiated here.
+        with problem.autocast(), contextlib.suppress(GradientError):
             dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
     inputs = [] if dependencies is None else [*dependencies.arguments, *dependencies.parameters]
     entry: _Entry | None = None if dependencies is None else dependencies.known
-    captured = None if entry is None else entry.captures.get(dependencies is not None)
+    captured = None if entry is None else entry.capture
     if captured is None:
         captured = _captured(problem, dependencies)
         if entry is not None:
-            entry.captures[True] = captured
+            entry.capture = captured
     if captured.program is None or _FORCED:
         return CallbackRoute(engine, problem, dependencies)
     device = 0 if problem.layout.device.type == "cpu" else 1

@@ -24,7 +24,7 @@ import numpy as np
 
 from pynode.errors import UnsupportedError, explain
 from pynode.julia import inventory
-from pynode.julia.crossing import Reply, byref, checked, functions
+from pynode.julia.crossing import Reply, checked, functions
 
 INSTALL = "pip install 'pynode[julia]' && pynode julia setup"
 
@@ -124,7 +124,7 @@ class Julia:
         with self._inside():
             if self._dropped:
                 self._drop()
-            self._functions[name](*args, byref(reply))
+            self._functions[name](*args, ctypes.byref(reply))
         return checked(reply)
 
     def drop(self, number: int) -> None:

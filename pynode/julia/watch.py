@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -102,7 +103,8 @@ def _reader(thing: Any) -> Callable[[], list[Any]] | None:
     if isinstance(thing, types.FunctionType):
         return _function(thing)
     if isinstance(thing, functools.partial):
-        return lambda: [thing.func, thing.args, *thing.keywords.values()]
+        parts = [thing.func, thing.args, thing.keywords]
+        return lambda: parts
     if isinstance(thing, types.ModuleType | types.CodeType | types.BuiltinFunctionType):
         return None
     attributes = getattr(thing, "__dict__", None)
@@ -135,6 +137,7 @@ def _function(function: types.FunctionType) -> Callable[[], list[Any]] | None:
     if (function.__module__ or "").partition(".")[0] == "torch":
         return None
     cells, space, names = function.__closure__ or (), function.__globals__, _names(function.__code__)
+    own = weakref.ref(function)  # a watch that kept its root would keep it for ever
     used = [name for name in names if name in space]
     spaces = [(space, used)] if used else []
     for name in used:
@@ -145,7 +148,8 @@ def _function(function: types.FunctionType) -> Callable[[], list[Any]] | None:
                 spaces.append((vars(module), inside))
 
     def read() -> list[Any]:
-        found = [function.__code__, function.__defaults__, function.__kwdefaults__]
+        now = own()
+        found: list[Any] = [] if now is None else [now.__code__, now.__defaults__, now.__kwdefaults__]
         for cell in cells:
             found.append(_content(cell))
         for where, wanted in spaces:

@@ -1,0 +1,114 @@
+"""What is remembered of a field, and when it is forgotten; no Julia is needed."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import weakref
+
+import pytest
+import torch
+
+from pynode.julia import routes
+from pynode.julia.watch import Watch
+from pynode.problem import ODEProblem
+from pynode.solution import Counts
+
+Y0 = torch.ones(2, dtype=torch.float64)
+
+
+def found(f, args=()):
+    problem = ODEProblem(f, Y0, [0.0, 1.0], args)
+    return routes.dependencies_of(problem, Counts(), None, False, 0.0)
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.register_buffer("b", torch.ones(2, dtype=torch.float64))
+        self.k = 1.0
+
+    def forward(self, t, y, *args):
+        return self.k * self.w * self.b * y + sum(args)
+
+
+def changes(f):
+    def replace():
+        f.b = 2.0 * f.b
+
+    return {
+        "an attribute": lambda: setattr(f, "k", 2.0),
+        "a buffer in place": lambda: f.b.mul_(2.0),
+        "a buffer replaced": replace,
+        "a flag": lambda: f.w.requires_grad_(False),
+        "the mode": f.eval,
+        "a parameter replaced": lambda: setattr(f, "w", torch.nn.Parameter(f.w.detach().clone())),
+    }
+
+
+@pytest.mark.parametrize("change", list(changes(Scaled())))
+def test_a_field_is_known_until_something_it_reaches_changes(change):
+    f = Scaled()
+    first = found(f)
+    assert found(f).known is first.known
+    with torch.no_grad():
+        f.w.add_(1.0)  # as an optimiser does: parameters come anew with every solve
+    assert found(f).known is first.known
+    with torch.no_grad():
+        changes(f)[change]()
+    assert found(f).known is not first.known
+
+
+def test_closures_and_globals_count():
+    box, scale = [1.0], torch.ones(2, dtype=torch.float64)
+    f = lambda t, y: box[0] * scale * y  # noqa: E731
+    watch = Watch([f])
+    assert watch.unchanged()
+    box[0] = 2.0
+    assert not watch.unchanged()
+    watch = Watch([f])
+    scale = 2.0 * scale
+    assert not watch.unchanged()
+
+
+def test_differentiable_arguments_may_be_others_every_time():
+    f = Scaled()
+    make = lambda: (torch.randn(2, dtype=torch.float64, requires_grad=True) * 2.0,)  # noqa: E731
+    first = found(f, make())
+    args = make()
+    second = found(f, args)
+    assert second.known is first.known
+    assert second.arguments[0] is args[0]
+    gone = weakref.ref(args[0])
+    del args, second
+    gc.collect()
+    assert gone() is None  # nor is its history kept
+
+
+def test_a_tensor_that_is_not_differentiated_is_part_of_the_program():
+    f = Scaled()
+    x = torch.ones(2, dtype=torch.float64)
+    first = found(f, (x,))
+    assert found(f, (x,)).known is first.known
+    x.mul_(2.0)
+    assert found(f, (x,)).known is not first.known
+    assert found(f, (x.clone(),)).known is not first.known
+
+
+def test_fields_made_for_one_solve_are_forgotten():
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+
+    def kinds():
+        yield lambda t, y: w * y
+        yield functools.partial(lambda t, y, k: k * w * y, k=2.0)
+        yield Scaled()
+
+    gc.collect()
+    before = len(routes._ENTRIES)
+    for _ in range(5):
+        for f in kinds():
+            found(f)
+    del f
+    gc.collect()
+    assert len(routes._ENTRIES) == before
