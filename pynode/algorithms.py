@@ -164,8 +164,8 @@ class AsynchronousLeapfrog(Reversible):
 class Symplectic(FixedStep):
     """A method for separable fields on pairs ``(q, p)``: ``dq/dt = f_q(t, p)``, ``dp/dt = f_p(t, q)``.
 
-    Kicks (``p += b h f_p``) and drifts (``q += a h f_q``) alternate. For ``f_q = dH/dp``, ``f_p = -dH/dq`` every step is
-    a symplectic map: the energy error stays bounded over times exponentially long in ``1/h``, instead of growing
+    Kicks (``p += b h f_p``) and drifts (``q += a h f_q``) alternate. For ``f_q = dH/dp``, ``f_p = -dH/dq`` every step
+    is a symplectic map: the energy error stays bounded over times exponentially long in ``1/h``, instead of growing
     (Hairer, Lubich and Wanner 2006, "Geometric Numerical Integration").
 
     The state is a tuple, list or named tuple of two trees, positions first (SciML's ``DynamicalODEProblem`` has the
@@ -176,8 +176,8 @@ class Symplectic(FixedStep):
       instead (``pynode.nn.HamiltonianODE(kinetic=, potential=)``, say).
 
     Every call, of the whole or of a half, counts as one evaluation. Whether the field is separable is tried before the
-    first step, at two more evaluations; FieldError says which half is not. A running cost is integrated to the method's
-    order, one evaluation a drift.
+    first step, at three more evaluations; FieldError says which half is not. A running cost is integrated to the
+    method's order, one evaluation a drift.
 
     Fixed steps: all options of FixedStep. Save points inside a step are filled by a cubic, of order 3 whatever the
     order of the method: let ``t`` or ``mesh`` meet them. Continuous adjoints need another algorithm for the way back

@@ -56,7 +56,9 @@ class Halves:
                 )
             )
         self._f = f
-        q, p = self._state.unpack(torch.empty(layout.size, dtype=layout.dtype, device=layout.device)[: self._state.size])
+        q, p = self._state.unpack(
+            torch.empty(layout.size, dtype=layout.dtype, device=layout.device)[: self._state.size]
+        )
         self._q, self._p = Layout(q, "f.velocity", "q"), Layout(p, "f.force", "p")
         self.sizes = [self._q.size, self._p.size]
         if self._cost_layout is not None:
@@ -68,7 +70,7 @@ class Halves:
 
     def split(self, y: Tensor) -> list[Tensor]:
         """``q``, ``p``, and the running cost if there is one, of a flat state."""
-        return list(torch.split(y, self.sizes))
+        return list(torch.split_with_sizes(y, self.sizes))  # torch.split costs as much again
 
     def velocity(self, t: Tensor, q: Tensor, p: Tensor) -> Tensor:
         """dq/dt, which depends on ``p`` alone."""

@@ -99,7 +99,9 @@ class Symplectic:
                 costs = [self._costed(costs[0], i, t, h, _plus(q, 0.5 * drift, h, velocity), p)]
             q = _plus(q, drift, h, velocity)
             if kick:
-                force = self._witness = halves.force(self._at(end, jump) if i == last else self._kick_time(i, t, h), q, p)
+                force = self._witness = halves.force(
+                    self._at(end, jump) if i == last else self._kick_time(i, t, h), q, p
+                )
                 p = _plus(p, kick, h, force)
         self._force_end = force
         self._end_slope = None
