@@ -202,7 +202,10 @@ class VelocityVerlet(Symplectic):
 @dataclass(frozen=True)
 class Yoshida6(Symplectic):
     """Yoshida's sixth-order composition of seven Verlet steps, solution A (Yoshida 1990, "Construction of higher order
-    symplectic integrators"). Fourteen evaluations a step."""
+    symplectic integrators"). Fourteen evaluations a step.
+
+    Some substeps go back in time, beyond the start and the end of the step: of fields that jump it sees the other side.
+    """
 
 
 @dataclass(frozen=True)

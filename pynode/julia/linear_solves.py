@@ -14,6 +14,9 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+#: Whether this torch factorises the transpose of a matrix that lies row by row (and tells the pullback by ``adjoint``).
+_TRANSPOSED = torch._linalg_solve_ex(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.ones(2, 1))[1][1, 0].item() != 0.0
+
 #: Larger systems stay what they are: the program would grow with them.
 LARGEST = 12
 
@@ -21,7 +24,7 @@ LARGEST = 12
 def eliminated(a: Tensor, b: Tensor) -> Tensor:
     """``a^-1 b`` for ``a`` (..., n, n) and ``b`` (..., n, k): Gauss-Jordan elimination with partial pivoting."""
     n = a.shape[-1]
-    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    lead: torch.Size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
     rest = torch.cat([a.expand(*lead, n, n), b.expand(*lead, n, b.shape[-1])], dim=-1)
     rows = torch.arange(n, device=a.device)
     for k in range(n):
@@ -45,13 +48,12 @@ def _solve(a: Tensor, b: Tensor, *, left: bool = True, check_errors: bool = Fals
         return NotImplemented
     vector = b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
     found = _solved(a, b.unsqueeze(-1), left).squeeze(-1) if vector else _solved(a, b, left)
-    # Torch factorises the transpose of a matrix that lies row by row, and says so to the pullback by ``adjoint``.
-    factors = a.mT if a.is_contiguous() else a
+    factors = a.mT if _TRANSPOSED and a.is_contiguous() else a
     codes = torch.zeros(a.shape[:-1], dtype=torch.int32, device=a.device)
     return found, factors, codes, torch.zeros(a.shape[:-2], dtype=torch.int32, device=a.device)
 
 
-def _solve_again(factors: Tensor, codes: Tensor, b: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
+def _solve_again(factors: Tensor, codes: Tensor, b: Tensor, *, left: bool = True, adjoint: bool = False) -> Any:
     if factors.shape[-1] > LARGEST or factors.is_complex():
         return NotImplemented
     return _solved(factors.mT if adjoint else factors, b, left)

@@ -38,7 +38,8 @@ class Halves:
 
     def __init__(self, field: Field, name: str) -> None:
         self.field, self.name = field, name
-        layout, f = field.layout, field.f
+        layout: Layout = field.layout
+        f: Any = field.f
         self._cost: Callable[..., Any] | None = None
         self._cost_layout: Layout | None = None
         self._state = layout

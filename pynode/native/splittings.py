@@ -16,6 +16,7 @@ order.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 __all__ = ["SPLITTINGS", "Splitting"]
@@ -60,7 +61,7 @@ def _add(splitting: Splitting) -> None:
 def _of_verlet_steps(name: str, order: int, weights: tuple[float, ...], source: str) -> Splitting:
     """Velocity Verlet steps of sizes ``weights`` one after the other, neighbouring half kicks joined."""
     ends = (0.0, *weights, 0.0)
-    kicks = tuple((a + b) / 2 for a, b in zip(ends[:-1], ends[1:], strict=True))
+    kicks = tuple((a + b) / 2 for a, b in itertools.pairwise(ends))
     return Splitting(name, order, weights, kicks, source)
 
 

@@ -91,10 +91,10 @@ class HamiltonianODE(torch.nn.Module):
 
     def _velocity(self, t: Tensor, p: Tensor, *args: Any) -> Tensor:
         assert self.kinetic is not None
-        (found,) = gradient(self.kinetic, "kinetic", p, args=args)
+        found: Tensor = gradient(self.kinetic, "kinetic", p, args=args)[0]
         return found
 
     def _force(self, t: Tensor, q: Tensor, *args: Any) -> Tensor:
         assert self.potential is not None
-        (found,) = gradient(self.potential, "potential", q, args=args)
+        found: Tensor = gradient(self.potential, "potential", q, args=args)[0]
         return -found

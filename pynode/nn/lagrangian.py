@@ -46,10 +46,10 @@ class LagrangianODE(torch.nn.Module):
         """dv/dt (..., n)."""
 
         def momentum(q: Tensor, v: Tensor) -> Tensor:
-            (found,) = gradient(lambda v: self.lagrangian(q, v, *args), "L", v)
-            return found  # type: ignore[no-any-return]
+            found: Tensor = gradient(lambda v: self.lagrangian(q, v, *args), "L", v)[0]
+            return found
 
-        momenta, pull = torch.func.vjp(momentum, q, v)
+        momenta, pull, *_ = torch.func.vjp(momentum, q, v)
         n = v.shape[-1]
         rows = torch.eye(n, dtype=v.dtype, device=v.device)
         rows = rows.reshape(n, *[1] * (v.ndim - 1), n).expand(n, *momenta.shape)

@@ -35,10 +35,10 @@ class PortHamiltonianODE(torch.nn.Module):
 
     Notes
     -----
-    The state is a pair ``(q, p)`` of tensors (..., n), or one tensor (..., 2 n). A control of another kind is given with
-    the solve: ``args=(u,)`` with a tensor (..., m), held over the solve as in SymODEN's data, or a callable ``u(t)``;
-    it adds to the feedback. Tensors become buffers, ``torch.nn.Parameter`` parameters. Rows must not see one another in
-    ``H``; training differentiates ``H`` twice: take smooth activations.
+    The state is a pair ``(q, p)`` of tensors (..., n), or one tensor (..., 2 n). A control of another kind is given
+    with the solve: ``args=(u,)`` with a tensor (..., m), held over the solve as in SymODEN's data, or a callable
+    ``u(t)``; it adds to the feedback. Tensors become buffers, ``torch.nn.Parameter`` parameters. Rows must not see one
+    another in ``H``; training differentiates ``H`` twice: take smooth activations.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class PortHamiltonianODE(torch.nn.Module):
 
     def input(self, t: Tensor, y: Any, u: Any = None) -> Tensor | None:
         """The control (..., m) that acts at a state: the feedback, and what the solve was given."""
-        given = u(t) if callable(u) else u
+        given: Tensor | None = u(t) if callable(u) else u
         if self.control is None:
             return given
-        feedback = self.control(t, *halves(y))
+        feedback: Tensor = self.control(t, *halves(y))
         return feedback if given is None else feedback + given
 
     def _friction(self, q: Tensor, to_q: Tensor, to_p: Tensor) -> tuple[Tensor | None, Tensor, Tensor] | None:
@@ -107,7 +107,7 @@ class PortHamiltonianODE(torch.nn.Module):
         if root.shape[-2] not in (n, 2 * n):
             raise FieldError(
                 explain(
-                    f"dissipation has shape {tuple(root.shape)}", f"{n} or {2 * n} rows for {n} positions", "check it"
+                    f"dissipation has shape {tuple(root.shape)}", f"{n} or {2 * n} rows for {n} positions", "check L"
                 )
             )
         slopes = to_p if root.shape[-2] == n else torch.cat([to_q, to_p], dim=-1)
@@ -118,8 +118,9 @@ class PortHamiltonianODE(torch.nn.Module):
         return losses[..., :n], losses[..., n:], rates
 
     def _at(self, name: str, q: Tensor) -> Tensor | None:
-        matrix: Matrix | None = getattr(self, name)
-        return matrix if matrix is None or isinstance(matrix, Tensor) else matrix(q)
+        matrix: Any = getattr(self, name)
+        found: Tensor | None = matrix if matrix is None or isinstance(matrix, Tensor) else matrix(q)
+        return found
 
 
 class MechanicalEnergy(torch.nn.Module):
