@@ -51,7 +51,7 @@ from pynode.sensealg import (
     ReversibleAdjoint,
     SensitivityAlgorithm,
 )
-from pynode.solution import Counts, ReturnCode
+from pynode.solution import Counts, ReturnCode, Solution
 from pynode.transforms import moves, numbers, transformed
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
@@ -269,6 +269,9 @@ class NativeBackend:
                     f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
                 )
         return None
+
+    def repeated(self, f: Any, y0: Any, t: Any, question: tuple[Any, ...]) -> Solution | None:
+        return None  # what f depends on is found anew for every solve
 
     def dependencies(
         self, problem: ODEProblem, counts: Counts, params: Any, allow_unused: bool, jump: float
