@@ -15,7 +15,8 @@ from torch import Tensor
 aten = torch.ops.aten
 
 #: Whether this torch factorises the transpose of a matrix that lies row by row (and tells the pullback by ``adjoint``).
-_TRANSPOSED = torch._linalg_solve_ex(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.ones(2, 1))[1][1, 0].item() != 0.0
+_PROBE = (torch.tensor([[1.0, 1.0], [0.0, 1.0]], device="cpu"), torch.ones(2, 1, device="cpu"))
+_TRANSPOSED = torch._linalg_solve_ex(*_PROBE)[1][1, 0].item() != 0.0
 
 #: Larger systems stay what they are: the program would grow with them.
 LARGEST = 12
