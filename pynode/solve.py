@@ -339,6 +339,7 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
         span=(problem.times[0], record.t),
         message=message,
         running_cost=running_cost,
+        at_steps=request.save_steps,
     )
     if throw and record.retcode is not ReturnCode.Success:
         raise SolveError(message, record.retcode, record.t, solution)
