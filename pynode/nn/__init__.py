@@ -1,5 +1,40 @@
-"""Models."""
+"""Models: fields, states, depths and layers that one composes with :class:`NeuralODE`."""
 
+from pynode.nn.adaptive_depth import AdaptiveDepth
+from pynode.nn.augment import Augment
+from pynode.nn.bases import RBF, Basis, Chebyshev, Fourier, Polynomial
+from pynode.nn.concat_time import ConcatSquash, ConcatTime
+from pynode.nn.data_control import DataControl
+from pynode.nn.galerkin import GalerkinConv2d, GalerkinLinear
+from pynode.nn.higher_order import HigherOrder
+from pynode.nn.hyper_network import ConditionalHyperNetwork, HyperNetwork, parameters_size
+from pynode.nn.input_layer import InputLayer
 from pynode.nn.neural_ode import NeuralODE
+from pynode.nn.stacked import Stacked
+from pynode.nn.time_layer import TimeLayer, TimeSequential
+from pynode.nn.times import Times
 
-__all__ = ["NeuralODE"]
+__all__ = [
+    "RBF",
+    "AdaptiveDepth",
+    "Augment",
+    "Basis",
+    "Chebyshev",
+    "ConcatSquash",
+    "ConcatTime",
+    "ConditionalHyperNetwork",
+    "DataControl",
+    "Fourier",
+    "GalerkinConv2d",
+    "GalerkinLinear",
+    "HigherOrder",
+    "HyperNetwork",
+    "InputLayer",
+    "NeuralODE",
+    "Polynomial",
+    "Stacked",
+    "TimeLayer",
+    "TimeSequential",
+    "Times",
+    "parameters_size",
+]
