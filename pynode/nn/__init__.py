@@ -3,33 +3,45 @@
 from pynode.nn.adaptive_depth import AdaptiveDepth
 from pynode.nn.augment import Augment
 from pynode.nn.bases import RBF, Basis, Chebyshev, Fourier, Polynomial
+from pynode.nn.cnf import CNF
+from pynode.nn.concat_context import ConcatContext
 from pynode.nn.concat_time import ConcatSquash, ConcatTime
 from pynode.nn.data_control import DataControl
+from pynode.nn.flow_costs import JacobianFrobenius, KineticEnergy
 from pynode.nn.galerkin import GalerkinConv2d, GalerkinLinear
 from pynode.nn.higher_order import HigherOrder
 from pynode.nn.hyper_network import ConditionalHyperNetwork, HyperNetwork, parameters_size
 from pynode.nn.input_layer import InputLayer
+from pynode.nn.log_density import LogDensity
 from pynode.nn.neural_ode import NeuralODE
 from pynode.nn.stacked import Stacked
 from pynode.nn.time_layer import TimeLayer, TimeSequential
 from pynode.nn.times import Times
+from pynode.nn.trace import ExactTrace, HutchinsonTrace
 
 __all__ = [
+    "CNF",
     "RBF",
     "AdaptiveDepth",
     "Augment",
     "Basis",
     "Chebyshev",
+    "ConcatContext",
     "ConcatSquash",
     "ConcatTime",
     "ConditionalHyperNetwork",
     "DataControl",
+    "ExactTrace",
     "Fourier",
     "GalerkinConv2d",
     "GalerkinLinear",
     "HigherOrder",
+    "HutchinsonTrace",
     "HyperNetwork",
     "InputLayer",
+    "JacobianFrobenius",
+    "KineticEnergy",
+    "LogDensity",
     "NeuralODE",
     "Polynomial",
     "Stacked",
