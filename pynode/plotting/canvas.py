@@ -32,7 +32,7 @@ def axes_or_new(ax: Axes | None, projection: str | None = None) -> Axes:
 
 def as_array(x: Any) -> np.ndarray[Any, Any]:
     """Numbers of any tensor or sequence, in float64 on the CPU, without their gradient."""
-    return torch.as_tensor(x).detach().double().cpu().numpy()
+    return torch.as_tensor(x, dtype=torch.float64).detach().cpu().numpy()
 
 
 def as_trajectories(ys: Any) -> np.ndarray[Any, Any]:

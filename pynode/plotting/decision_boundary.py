@@ -74,7 +74,7 @@ def plot_decision_boundary(
 
 def plot_boundary_over_depth(
     ode: NeuralODE,
-    head: Callback,
+    head: Callback | None,
     depths: Sequence[float],
     *,
     xlim: Limits,
@@ -92,9 +92,9 @@ def plot_boundary_over_depth(
     Parameters
     ----------
     ode : NeuralODE
-        With states (N, 2); its ``t[-1]`` is the final depth.
-    head : callable
-        From final states (N, 2) to logits (N, C), or one logit (N, 1) or (N,).
+        With states (N, 2) and neither ``input`` nor ``condition``; its ``t[-1]`` is the final depth.
+    head : callable or None
+        From final states (N, 2) to logits (N, C), or one logit (N, 1) or (N,); ``ode.output`` by default.
     depths : sequence of float
         Between ``ode.t[0]`` and ``ode.t[-1]``.
     xlim, ylim : (float, float)
@@ -113,7 +113,14 @@ def plot_boundary_over_depth(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    start, end = float(ode.t[0]), float(ode.t[-1])
+    head = ode.output if head is None else head
+    if head is None or ode.input is not None or ode.condition is not None:
+        came = "neither a head nor ode.output" if head is None else "an ode with input= or condition="
+        raise InputError(
+            explain(came, "a flow of the plane itself and a head", "use plot_decision_boundary for the input's plane")
+        )
+    times = _times(ode)
+    start, end = times[0], times[-1]
     low, high = min(start, end), max(start, end)
     if not len(depths) or not all(low <= s <= high for s in depths):
         raise InputError(explain(f"depths = {list(depths)}", f"depths in [{low:g}, {high:g}]", "choose others"))
@@ -122,7 +129,7 @@ def plot_boundary_over_depth(
     scale: Any = ScalarMappable(Normalize(low, high), matplotlib.colormaps[cmap])
     for depth in map(float, depths):
         with inspecting(ode, head):
-            final = grid.points if depth == end else _rest(ode, depth, grid.points)
+            final = grid.points if depth == end else _rest(ode, times, depth, grid.points)
             margins = class_margins(head(final), len(grid.points))
         for margin in margins.T[1:]:
             _zero_line(ax, grid, margin, color=scale.to_rgba(depth))
@@ -132,15 +139,18 @@ def plot_boundary_over_depth(
     return ax
 
 
-def _rest(ode: NeuralODE, depth: float, y: Tensor) -> Tensor:
+def _times(ode: NeuralODE) -> list[float]:
+    return [float(t) for t in as_array(ode.t() if isinstance(ode.t, torch.nn.Module) else ode.t)]
+
+
+def _rest(ode: NeuralODE, times: list[float], depth: float, y: Tensor) -> Tensor:
     """The flow from ``depth`` to the end, in the steps of the whole one where these are fixed."""
-    start, *later = (float(x) for x in ode.t)
+    start, end = times[0], times[-1]
     own = copy.copy(ode)  # shares the parameters, not the options
     if isinstance(own.algorithm, FixedStep) and own.algorithm.steps is not None:
-        dt = abs(later[-1] - start) / own.algorithm.steps
-        own.algorithm = dataclasses.replace(own.algorithm, steps=None, dt=dt)
-    forward = later[-1] > start
-    final: Tensor = own.solve(y, (depth, *(x for x in later if (x > depth) == forward and x != depth))).ys[-1]
+        own.algorithm = dataclasses.replace(own.algorithm, steps=None, dt=abs(end - start) / own.algorithm.steps)
+    later = [t for t in times if (t - depth) * (end - start) > 0]
+    final: Tensor = own.solve(y, [depth, *later]).ys[-1]
     return final
 
 

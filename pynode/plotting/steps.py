@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pynode.errors import InputError, explain
@@ -31,7 +32,7 @@ class Step:
     accepted: bool
 
 
-class StepLog:
+class StepLog(torch.nn.Module):
     """The attempted steps of a solve, in their order: a field that counts its calls, and an observer of the solve.
 
     ``log = StepLog(f)``, then ``solve(log, y0, t, observer=log)``; :func:`record_steps` does both.
@@ -48,6 +49,7 @@ class StepLog:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
+        super().__init__()
         self.f = f
         self.nfe = 0
         self._begun: list[tuple[float, float]] = []
@@ -55,7 +57,8 @@ class StepLog:
         self._ended: dict[int, tuple[int, bool]] = {}
         self._before: list[int] = []
 
-    def __call__(self, t: Tensor, y: Any, *args: Any) -> Any:
+    def forward(self, t: Tensor, y: Any, *args: Any) -> Any:
+        """The field's value."""
         self.nfe += 1
         return self.f(t, y, *args)
 
@@ -88,6 +91,7 @@ def record_steps(f: Any, y0: Any, t: Any = None, **options: Any) -> StepLog:
     f : callable or NeuralODE
         The field; a ``NeuralODE`` brings its times, algorithm, tolerances and options.
     y0 : tensor or tree of tensors
+        Initial state; the input of a ``NeuralODE``.
     t : times, optional
         As in :func:`pynode.solve`; the ``NeuralODE``'s by default.
     **options
@@ -97,15 +101,18 @@ def record_steps(f: Any, y0: Any, t: Any = None, **options: Any) -> StepLog:
     -------
     StepLog
     """
-    field = f
     if isinstance(f, NeuralODE):
-        field, t = f.f, f.t if t is None else t
+        log = StepLog(f.f)
         own = {"algorithm": f.algorithm, "rtol": f.rtol, "atol": f.atol, "running_cost": f.running_cost}
-        options = own | f.options | options
-    elif t is None:
+        options = own | f.options | options | {"observer": log}
+        watched = NeuralODE(log, f.t, input=f.input, condition=f.condition, **options)
+        with inspecting(f):
+            watched.solve(y0, t)
+        return log
+    if t is None:
         raise InputError(explain("t is missing", "times", "pass t, or a NeuralODE, which has its own"))
-    log = StepLog(field)
-    with inspecting(field):
+    log = StepLog(f)
+    with inspecting(f):
         solve(log, y0, t, **(options | {"observer": log}))
     return log
 

@@ -10,7 +10,7 @@ import torch
 
 import pynode
 from pynode.errors import InputError
-from pynode.nn import NeuralODE
+from pynode.nn import Augment, NeuralODE
 from pynode.plotting import (
     plot_boundary_over_depth,
     plot_decision_boundary,
@@ -161,9 +161,10 @@ def test_the_flow_turns_the_boundary_of_its_head(ax):
     """A quarter turn: a head that looks at the first component sees the second one of the input, with sign."""
     f = Rotation()
     f.forward = lambda t, y: f.w * torch.stack([-y[:, 1], y[:, 0]], dim=1)
-    ode = NeuralODE(f, (0.0, math.pi / 4), rtol=1e-8, atol=1e-8)  # w = 2: a quarter turn in all
+    end = torch.nn.Parameter(torch.tensor(math.pi / 4, dtype=torch.float64))  # w = 2: a quarter turn in all
+    ode = NeuralODE(f, (0.0, end), output=lambda y: y[:, 0], rtol=1e-8, atol=1e-8)
     depths = [math.pi / 4, math.pi / 8, 0.0]
-    plot_boundary_over_depth(ode, lambda y: y[:, 0], depths, xlim=(-1, 1.2), ylim=(-1, 1), resolution=41, ax=ax)
+    plot_boundary_over_depth(ode, None, depths, xlim=(-1, 1.2), ylim=(-1, 1), resolution=41, ax=ax)
     lines = zero_lines(ax)
     assert len(lines) == 3
     for depth, line in zip(depths, lines, strict=True):
@@ -220,6 +221,16 @@ def zero_lines(ax):
         (
             lambda ax: plot_boundary_over_depth(NeuralODE(lambda t, y: y), lambda y: y, [2.0], **BOX, ax=ax),
             r"depths in \[0, 1\]",
+        ),
+        (
+            lambda ax: plot_boundary_over_depth(NeuralODE(lambda t, y: y), None, [0.0], **BOX, ax=ax),
+            "neither a head nor ode.output",
+        ),
+        (
+            lambda ax: plot_boundary_over_depth(
+                NeuralODE(lambda t, y: y, input=Augment(1)), lambda y: y, [0.0], **BOX, ax=ax
+            ),
+            "use plot_decision_boundary",
         ),
     ],
 )

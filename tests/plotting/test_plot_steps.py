@@ -8,7 +8,7 @@ import torch
 
 import pynode
 from pynode.errors import InputError
-from pynode.nn import NeuralODE
+from pynode.nn import Augment, DataControl, NeuralODE, Stacked, TimeSequential
 from pynode.plotting import StepLog, plot_evaluations, plot_steps, record_steps
 
 Y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
@@ -105,6 +105,17 @@ def test_a_neural_ode_brings_its_own_options(ax):
     assert [s.dt for s in record_steps(ode, y0, [0.0, 3.0], algorithm=pynode.Euler(steps=2)).steps] == [1.5, 1.5]
     assert ode.f.training
     assert "observer" not in ode.options
+
+
+def test_a_neural_ode_with_input_condition_and_jumps_is_watched_whole():
+    torch.manual_seed(0)
+    fields = [TimeSequential(torch.nn.Linear(5, 3), torch.nn.Tanh()) for _ in range(2)]
+    ode = NeuralODE(DataControl(Stacked(fields)), input=Augment(1), condition=torch.nn.Identity(), rtol=1e-3)
+    x = torch.randn(4, 2)
+    log = record_steps(ode, x)
+    assert 0.5 in [s.t for s in log.steps]  # the jump was met
+    with torch.no_grad():
+        assert log.nfe == ode.solve(x).stats.forward.nfe
 
 
 def test_bad_input_is_explained(ax):
