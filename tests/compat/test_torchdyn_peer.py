@@ -29,7 +29,7 @@ def both(make, x, order=1, solver="dopri5", **options):  # in the precision of x
         parameter.data, other.data = moved, moved.clone()
     found = []
     for model in models:
-        t_eval, path = model(x, SPAN)
+        t_eval, path = model(x, SPAN.to(x.dtype))
         loss = path[-1].square().sum()
         found.append((t_eval, path, torch.autograd.grad(loss, list(model.parameters()))))
     return found
