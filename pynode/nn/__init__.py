@@ -14,6 +14,10 @@ from pynode.nn.hyper_network import ConditionalHyperNetwork, HyperNetwork, param
 from pynode.nn.input_layer import InputLayer
 from pynode.nn.log_density import LogDensity
 from pynode.nn.neural_ode import NeuralODE
+from pynode.nn.polynet import PolyNet
+from pynode.nn.resnet import ResNet, ResNetBlock
+from pynode.nn.revnet import RevNet
+from pynode.nn.runge_kutta_net import RungeKuttaNet
 from pynode.nn.stacked import Stacked
 from pynode.nn.time_layer import TimeLayer, TimeSequential
 from pynode.nn.times import Times
@@ -43,7 +47,12 @@ __all__ = [
     "KineticEnergy",
     "LogDensity",
     "NeuralODE",
+    "PolyNet",
     "Polynomial",
+    "ResNet",
+    "ResNetBlock",
+    "RevNet",
+    "RungeKuttaNet",
     "Stacked",
     "TimeLayer",
     "TimeSequential",

@@ -40,7 +40,7 @@ class HyperNetwork(TimeLayer):
             raise InputError(
                 explain(f"t has shape {tuple(t.shape)}", "one time for all samples", "take GalerkinLinear instead")
             )
-        return swapped(self.f, _moved(self.f, self.h(t.reshape(1))), t, y, *args)
+        return swapped(self.f, _moved(self.f, self.h(t.reshape(1))))(t, y, *args)
 
 
 class ConditionalHyperNetwork(torch.nn.Module):
@@ -63,7 +63,7 @@ class ConditionalHyperNetwork(torch.nn.Module):
         """``y`` (batch, ...), ``parameters`` (batch, size); further arguments go to ``f`` as they are."""
 
         def sample(own: Tensor, state: Tensor) -> Tensor:
-            value: Tensor = swapped(self.f, _moved(self.f, own), t, state[None], *args)
+            value: Tensor = swapped(self.f, _moved(self.f, own))(t, state[None], *args)
             return value[0]
 
         derivative: Tensor = torch.vmap(sample)(parameters, y)

@@ -57,7 +57,7 @@ class Stacked(TimeLayer):
                 )
             )
         low, high = span
-        given = [low + (high - low) * i / count for i in range(1, count)] if ends is None else [float(x) for x in ends]
+        given = [low + i / count * (high - low) for i in range(1, count)] if ends is None else [float(x) for x in ends]
         if len(given) != count - 1 or sorted(set(given)) != given:
             raise InputError(
                 explain(f"ends = {given}", f"{count - 1} strictly increasing times", "give those between the intervals")
@@ -87,7 +87,7 @@ class Stacked(TimeLayer):
         for name in names:
             stacked = torch.stack([own[name] for own in each])
             chosen[name] = torch.tensordot(inside.to(stacked), stacked, dims=1)
-        return swapped(self.fields[0], chosen, t, y, *args)
+        return swapped(self.fields[0], chosen)(t, y, *args)
 
     def extra_repr(self) -> str:
         return f"ends={[round(x, 6) for x in self.d_discontinuities]}"
