@@ -20,15 +20,15 @@ from pynode.solve import as_algorithm, solve
 
 
 class StandardNormal(torch.nn.Module):
-    """Independent standard normals of a shape, on the module's device in its precision."""
+    """Independent standard normals of a shape, on the module's device in its precision, at first those of ``like``."""
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    def __init__(self, event_shape: Sequence[int], like: Tensor) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(*event_shape), persistent=False)
-        self.register_buffer("scale", torch.ones(*event_shape), persistent=False)
+        self.register_buffer("loc", torch.zeros(event_shape, dtype=like.dtype, device=like.device), persistent=False)
+        self.register_buffer("scale", torch.ones_like(self.loc), persistent=False)
 
     def forward(self) -> Distribution:
         normal = Normal(self.loc, self.scale, validate_args=False)
@@ -62,7 +62,8 @@ class CNF(torch.nn.Module):
         Shape of one element, ``d`` or ``(channels, height, width)``.
     base : torch.distributions.Distribution, or module or callable that returns one, optional
         Its event shape is ``event_shape`` and its batch shape ``()`` (``torch.distributions.Independent`` makes it so).
-        Standard normal by default. A module may have parameters, or buffers that follow ``.to(...)``.
+        By default standard normal, in the precision of f's first parameter. A module may have parameters, or buffers
+        that follow ``.to(...)``.
     trace : TraceEstimator
         ``ExactTrace()``, or ``HutchinsonTrace(...)`` for large dimensions.
     t : sequence of float, or tensor
@@ -114,7 +115,8 @@ class CNF(torch.nn.Module):
                 explain(f"trace is {trace!r}", "a trace estimator object", "write ExactTrace() or HutchinsonTrace()")
             )
         self.field = LogDensity(f, len(self.event_shape))
-        self.base = StandardNormal(self.event_shape) if base is None else base
+        like = next((x for x in self.field.parameters() if x.is_floating_point()), torch.empty(0))
+        self.base = StandardNormal(self.event_shape, like) if base is None else base
         self.trace = trace
         self.t = t
         self.encoder = encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fields_of_densities  # noqa: F401  (registers its fields)
 import fields_of_dynamics
 import fields_of_operators  # noqa: F401  (registers its fields)
 import pytest
