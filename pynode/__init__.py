@@ -18,9 +18,12 @@ from pynode.algorithms import (
     Midpoint,
     Ralston,
     ReversibleHeun,
+    SymplecticEuler,
     Tsit5,
+    VelocityVerlet,
     Vern7,
     Vern9,
+    Yoshida6,
 )
 from pynode.controllers import IController, PIController, PIDController
 from pynode.crosscheck import CrosscheckReport, crosscheck
@@ -86,10 +89,13 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "SymplecticEuler",
     "Tsit5",
     "UnsupportedError",
+    "VelocityVerlet",
     "Vern7",
     "Vern9",
+    "Yoshida6",
     "crosscheck",
     "nn",
     "problems",

@@ -21,7 +21,7 @@ import os
 
 import torch
 
-from pynode.algorithms import Algorithm, Reversible
+from pynode.algorithms import Algorithm, Reversible, Symplectic
 from pynode.problem import ODEProblem
 from pynode.sensealg import (
     CheckpointedAdjoint,
@@ -68,7 +68,7 @@ def choose(
     free = free_memory(problem.layout.device)
     if free is None or wanted <= free // 4:
         return CheckpointedAdjoint()
-    if isinstance(algorithm, Reversible) and not compiled:
+    if isinstance(algorithm, Reversible | Symplectic) and not compiled:
         return ReversibleAdjoint()
     return CheckpointedAdjoint(max_memory=max(free // 4, 1))
 

@@ -41,7 +41,11 @@ class Field:
     def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
         """Derivative at time ``t`` (0-dim) of the state ``flat`` (n,), as a flat vector, differentiable."""
         self.counts.nfe += 1
-        return self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args))
+        return self.watched(self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args)))
+
+    def watched(self, derivative: Tensor) -> Tensor:
+        """What an evaluation gave, or a part of it, on its way to the solver."""
+        return derivative
 
     def with_args(self, args: tuple[Any, ...]) -> Field:
         """The same field with other arguments."""

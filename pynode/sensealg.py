@@ -90,8 +90,9 @@ class CheckpointedAdjoint(SensitivityAlgorithm):
 class ReversibleAdjoint(SensitivityAlgorithm):
     """Exact discrete adjoint in constant memory, for algebraically reversible algorithms.
 
-    ``ReversibleHeun`` and ``AsynchronousLeapfrog`` can be run backward step by step to rounding, so that no state but
-    the last is stored. The gradient equals ``DirectAdjoint``'s up to the rounding that running backward gathers.
+    ``ReversibleHeun``, ``AsynchronousLeapfrog`` and the symplectic methods (``VelocityVerlet``, ...) can be run
+    backward step by step to rounding, so that no state but the last is stored. The gradient equals ``DirectAdjoint``'s
+    up to the rounding that running backward gathers.
 
     References
     ----------

@@ -11,7 +11,7 @@ import torch
 from problems import BY_NAME, Problem
 
 import pynode
-from pynode.algorithms import ALGORITHMS, ALIASES, FixedStep, algorithm_from_name
+from pynode.algorithms import ALGORITHMS, ALIASES, FixedStep, Symplectic, algorithm_from_name
 from pynode.layout import Layout
 from pynode.native.loop import integrate_fixed
 from pynode.native.reversible import REVERSIBLE
@@ -21,8 +21,11 @@ from pynode.problem import Field
 from pynode.solution import Counts, ReturnCode
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
-ORDERS = {name: (REVERSIBLE[name] if name in REVERSIBLE else TABLEAUS[name]).order for name in ALGORITHMS}
-FIXED = [name for name, cls in ALGORITHMS.items() if issubclass(cls, FixedStep)]
+#: Those for states of any form; the others are in test_symplectic.py.
+GENERAL = {name: cls for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic)}
+every_general = pytest.mark.parametrize("name", GENERAL)
+ORDERS = {name: (REVERSIBLE[name] if name in REVERSIBLE else TABLEAUS[name]).order for name in GENERAL}
+FIXED = [name for name, cls in GENERAL.items() if issubclass(cls, FixedStep)]
 every_fixed = pytest.mark.parametrize("name", FIXED)
 
 
@@ -60,7 +63,7 @@ def test_torchdiffeq_names(alias, name):
     assert algorithm_from_name(alias) == ALGORITHMS[name]()
 
 
-@every_algorithm
+@every_general
 def test_every_algorithm_has_a_method_and_a_solve(name):
     algorithm = ALGORITHMS[name]()
     assert algorithm.adaptive == (name not in FIXED)
@@ -174,7 +177,7 @@ every_stepper = pytest.mark.parametrize(
 
 
 @every_stepper
-@every_algorithm
+@every_general
 def test_order_of_convergence(name, direction, stepper):
     """The error over a fixed mesh falls as h^p: the slope is nearer to p than to any other order.
 
@@ -184,7 +187,7 @@ def test_order_of_convergence(name, direction, stepper):
 
 
 @every_stepper
-@every_algorithm
+@every_general
 def test_order_of_dense_output(name, direction, stepper):
     """Inside steps the error falls as h^min(p, q + 1) for a dense output of order q.
 
@@ -196,7 +199,7 @@ def test_order_of_dense_output(name, direction, stepper):
     assert abs(_measured_order(name, direction, stepper, [0.2, 0.5, 0.7]) - order) < 0.5
 
 
-@every_algorithm
+@every_general
 def test_steps_on_the_tape_are_the_same_steps(name):
     """States and dense output agree to rounding: 1e-15 a step in numbers of size one, with weights below a hundred."""
     problem, thetas = BY_NAME["tracking"], [0.2, 0.5, 1.0]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep
+from pynode.algorithms import Algorithm, FixedStep, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import UnsupportedError, explain
@@ -54,6 +54,11 @@ class JuliaBackend:
         return absent()
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
+        if isinstance(algorithm, Symplectic):
+            return (
+                f"the algorithm {algorithm.name}, which SciML has for its DynamicalODEProblem only, and pynode in "
+                "backend='torch'"
+            )
         if not known(algorithm):
             return f"the algorithm {algorithm.name}, which SciML does not have"
         if not isinstance(sensealg, _OFFERED):

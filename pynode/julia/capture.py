@@ -22,6 +22,7 @@ from pynode.dependencies import Dependencies
 from pynode.errors import explain
 from pynode.julia.decompositions import TABLE
 from pynode.julia.graphs import copied, folded, merged_duplicates, only_output
+from pynode.julia.linear_solves import SOLVES
 from pynode.julia.refusal import NotCapturable, check_trace, located, refusal_of, source_line
 from pynode.problem import Field, ODEProblem
 from pynode.solution import Counts
@@ -206,6 +207,7 @@ class _Tracer:
             with sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
                 traced = make_fx(
                     run,
+                    decomposition_table=SOLVES,
                     tracing_mode="fake",
                     _allow_non_fake_inputs=True,
                 )(self.time, u, torch.ones_like(u), *own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible
+from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Symplectic
 from pynode.controllers import IController, PIDController
 from pynode.julia.runtime import Julia
 from pynode.sensealg import (
@@ -25,7 +25,7 @@ def known(algorithm: Algorithm) -> bool:
     """Whether SciML has the algorithm."""
     if isinstance(algorithm, JuliaAlgorithm):
         return True
-    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible)
+    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible | Symplectic)
 
 
 def number_of(engine: Julia, algorithm: Algorithm) -> int:

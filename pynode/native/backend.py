@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible
+from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -32,7 +32,9 @@ from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate
 from pynode.native.meshes import mesh_of
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
+from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
+from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.trajectory import SaveRecorder, Trajectory
 from pynode.problem import Field, ODEProblem
@@ -91,18 +93,19 @@ class NativeRecord:
 
     def taped_stepper(self, field: Field, compiled: bool = True) -> Stepper:
         """A stepper autograd can record; never a compiled one if not ``compiled``."""
-        if not compiled:
-            return TapedRungeKutta(_tableau(self.request.algorithm), field)
-        return self._make(self.request.algorithm, field, taped=True)
+        algorithm = self.request.algorithm
+        if not compiled and not isinstance(algorithm, Symplectic):
+            return TapedRungeKutta(_tableau(algorithm), field)
+        return self._make(algorithm, field, taped=True)
 
     def _make(self, algorithm: Algorithm, field: Field, taped: bool) -> Stepper:
+        if isinstance(algorithm, Reversible | Symplectic) and self.request.compile:
+            raise UnsupportedError(
+                explain(f"compile='step' with {algorithm.name}", "a Runge-Kutta method", "drop compile=, or use Heun()")
+            )
+        if isinstance(algorithm, Symplectic):
+            return SymplecticStepper(SPLITTINGS[algorithm.name], field, algorithm.interpolation)
         if isinstance(algorithm, Reversible):
-            if self.request.compile:
-                raise UnsupportedError(
-                    explain(
-                        f"compile='step' with {algorithm.name}", "a Runge-Kutta method", "drop compile=, or use Heun()"
-                    )
-                )
             return REVERSIBLE[algorithm.name](field, algorithm.interpolation)
         tableau = _tableau(algorithm)
         if not self.request.compile:
@@ -244,18 +247,27 @@ class NativeBackend:
         return None
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
-        if algorithm.name not in TABLEAUS and algorithm.name not in REVERSIBLE:
+        if not any(algorithm.name in methods for methods in (TABLEAUS, REVERSIBLE, SPLITTINGS)):
             return f"the algorithm {algorithm.name}"
         if not isinstance(sensealg, DirectAdjoint) and type(sensealg) not in _PULL_BACKS:
             return f"the sensitivity algorithm {sensealg.name}"
         if isinstance(sensealg, ReversibleAdjoint):
-            if not isinstance(algorithm, Reversible):
+            if not isinstance(algorithm, Reversible | Symplectic):
                 return (
                     f"ReversibleAdjoint with {algorithm.name}, which cannot be run backward: only "
-                    f"{' and '.join(REVERSIBLE)} can"
+                    f"{', '.join(REVERSIBLE)} and the symplectic {', '.join(SPLITTINGS)} can"
                 )
             if algorithm.perturb:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
+        if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
+            return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
+        if isinstance(sensealg, ContinuousAdjoint):
+            back = sensealg.algorithm or algorithm
+            if isinstance(back, Symplectic):
+                return (
+                    f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "
+                    f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
+                )
         return None
 
     def dependencies(
@@ -294,6 +306,9 @@ class NativeBackend:
                 observer = None if observer is None else StateObserver(observer, problem.state_layout.size)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
+            if isinstance(stepper, SymplecticStepper):
+                assert mesh is not None
+                stepper.check_separable(numbers("t", mesh[:2]), y0, bool(request.jumps) or perturb)
             query = Query(request.times, False, request.own_times, request.time_gradient)
             saver = SaveRecorder(
                 request.times,
@@ -411,8 +426,7 @@ class _CountedPullbacks(Field):
         super().__init__(field.f, field.args, field.layout, field.counts)
         self._backward = request.stats.backward
 
-    def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
-        derivative = super().__call__(t, flat)
+    def watched(self, derivative: Tensor) -> Tensor:
         if derivative.requires_grad:
             derivative.register_hook(self._count)  # type: ignore[no-untyped-call]
         return derivative

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece
+from pynode.native.hermite import between
 from pynode.problem import Field, nudged
 
 Measure = Callable[[Tensor, float], float]
@@ -56,11 +57,8 @@ class Reversible(ABC):
         """See :class:`pynode.native.stepper.Stepper`."""
 
     @abstractmethod
-    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0) -> State:
-        """State and carried tensors at the start ``t`` of a step from those at its end ``t1``.
-
-        ``jump``: infinity in the direction of the step where the field was evaluated just after ``t``.
-        """
+    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
+        """See :class:`pynode.native.stepper.TwoWayStepper`."""
 
     @abstractmethod
     def error_ratio(self, measure: Measure) -> float:
@@ -80,17 +78,8 @@ class Reversible(ABC):
 
     def interpolate(self, thetas: Sequence[Any], derivative: bool = False) -> Tensor:
         h, y, y1 = self._step
-        layout = self.field.layout
-        x = torch.stack([torch.as_tensor(theta, dtype=torch.float64, device=layout.device) for theta in thetas])
-        rise, start, end = y1 - y, self._carried[-1], self._carried_end[-1]
-        if self._linear:
-            weights, vectors = [torch.ones_like(x) if derivative else x], [rise]
-        elif derivative:
-            weights, vectors = [6 * x * (1 - x), (1 - x) * (1 - 3 * x), x * (3 * x - 2)], [rise, h * start, h * end]
-        else:
-            weights, vectors = [x * x * (3 - 2 * x), x * (1 - x) ** 2, x * x * (x - 1)], [rise, h * start, h * end]
-        change = torch.stack(weights, dim=1).to(layout.dtype) @ torch.stack(vectors)
-        return change / h if derivative else y + change
+        slopes = None if self._linear else (self._carried[-1], self._carried_end[-1])
+        return between(thetas, h, y, y1, slopes, derivative)
 
     def piece(self) -> Piece:
         """See :class:`pynode.native.stepper.Stepper`."""
@@ -135,7 +124,7 @@ class ReversibleHeun(Reversible):
         self._start, self._step = t, (h, y, y1)
         return y1
 
-    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0) -> State:
+    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
         y1, z1, slope1 = end
         h = t1 - t
         z = _plus(2 * y1 - z1, -h, slope1)
@@ -171,7 +160,7 @@ class AsynchronousLeapfrog(Reversible):
         self._excess = u - v
         return y1
 
-    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0) -> State:
+    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
         y1, v1 = end
         h = t1 - t
         u = self._evaluate(t + 0.5 * h, _plus(y1, -0.5 * h, v1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -59,3 +59,16 @@ class Stepper(Protocol):
 
     def advance(self, t: Any, y: Tensor) -> None:
         """Accept the last attempt, which ended in state ``y`` at time ``t``."""
+
+
+@runtime_checkable
+class TwoWayStepper(Stepper, Protocol):
+    """A stepper whose steps can be run backward to rounding."""
+
+    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
+        """State and carried tensors at the start ``t`` of a step from those at its end ``t1``.
+
+        ``jump``: infinity in the direction of the step where the field was evaluated just after ``t``; ``jump_end``:
+        against it where it was evaluated just before ``t1``.
+        """
+        ...

@@ -9,12 +9,18 @@ from pynode.nn.concat_time import ConcatSquash, ConcatTime
 from pynode.nn.data_control import DataControl
 from pynode.nn.flow_costs import JacobianFrobenius, KineticEnergy
 from pynode.nn.galerkin import GalerkinConv2d, GalerkinLinear
+from pynode.nn.gradient_flow import GradientFlow
+from pynode.nn.hamiltonian import HamiltonianODE
 from pynode.nn.higher_order import HigherOrder
 from pynode.nn.hyper_network import ConditionalHyperNetwork, HyperNetwork, parameters_size
 from pynode.nn.input_layer import InputLayer
+from pynode.nn.lagrangian import LagrangianODE
 from pynode.nn.log_density import LogDensity
+from pynode.nn.mechanical import MechanicalODE
 from pynode.nn.neural_ode import NeuralODE
+from pynode.nn.pair import Concatenated
 from pynode.nn.polynet import PolyNet
+from pynode.nn.port_hamiltonian import MechanicalEnergy, PortHamiltonianODE
 from pynode.nn.resnet import ResNet, ResNetBlock
 from pynode.nn.revnet import RevNet
 from pynode.nn.runge_kutta_net import RungeKuttaNet
@@ -22,6 +28,7 @@ from pynode.nn.stacked import Stacked
 from pynode.nn.time_layer import TimeLayer, TimeSequential
 from pynode.nn.times import Times
 from pynode.nn.trace import ExactTrace, HutchinsonTrace
+from pynode.nn.universal import UniversalODE
 
 __all__ = [
     "CNF",
@@ -33,22 +40,29 @@ __all__ = [
     "ConcatContext",
     "ConcatSquash",
     "ConcatTime",
+    "Concatenated",
     "ConditionalHyperNetwork",
     "DataControl",
     "ExactTrace",
     "Fourier",
     "GalerkinConv2d",
     "GalerkinLinear",
+    "GradientFlow",
+    "HamiltonianODE",
     "HigherOrder",
     "HutchinsonTrace",
     "HyperNetwork",
     "InputLayer",
     "JacobianFrobenius",
     "KineticEnergy",
+    "LagrangianODE",
     "LogDensity",
+    "MechanicalEnergy",
+    "MechanicalODE",
     "NeuralODE",
     "PolyNet",
     "Polynomial",
+    "PortHamiltonianODE",
     "ResNet",
     "ResNetBlock",
     "RevNet",
@@ -57,5 +71,6 @@ __all__ = [
     "TimeLayer",
     "TimeSequential",
     "Times",
+    "UniversalODE",
     "parameters_size",
 ]

@@ -9,6 +9,16 @@ import torch
 from fields import FIELDS, Draw, Made, field
 from torch import Tensor, nn
 
+from pynode.nn import (
+    Concatenated,
+    GradientFlow,
+    HamiltonianODE,
+    LagrangianODE,
+    MechanicalEnergy,
+    MechanicalODE,
+    PortHamiltonianODE,
+    UniversalODE,
+)
 from pynode.problems import PROBLEMS
 
 # Time
@@ -213,6 +223,95 @@ def particles(draw: Draw) -> Made:
         return torch.stack([velocity, (masses[None, :, None] * apart / cubes[..., None]).sum(1)])
 
     return Made(f, draw.normal(2, 3, 2))
+
+
+# Systems of linear equations
+
+
+@field
+def linear_solves(draw: Draw) -> Made:
+    """From either side, with matrices whose first pivot is zero, and right-hand sides of every shape."""
+    matrix, other = draw.parameter(3, 3), draw.parameter(4, 3, 3)
+    hollow = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]], dtype=draw.dtype)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        one = torch.linalg.solve(hollow + 0.1 * matrix * hollow, y.mT).mT
+        each = torch.linalg.solve(2 * hollow + 0.2 * torch.tanh(other), y)
+        right = torch.linalg.solve(2 * hollow.mT - 0.1 * matrix, y, left=False)
+        return one + each + right * t
+
+    return Made(f, draw.normal(4, 3))
+
+
+@field
+def matrix_inverse(draw: Draw) -> Made:
+    net = draw.module(lambda: nn.Linear(2, 4))
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        square = 3 * torch.eye(2, dtype=y.dtype) + torch.tanh(net(y)).reshape(-1, 2, 2)
+        return (torch.linalg.inv(square.mT) @ y.unsqueeze(-1)).squeeze(-1)
+
+    return Made(f, draw.normal(3, 2))
+
+
+# Models of pynode.nn
+
+
+def _energy(inputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 5), nn.Softplus(), nn.Linear(5, 1))
+
+
+@field
+def model_hamiltonian(draw: Draw) -> Made:
+    net = draw.module(lambda: HamiltonianODE(Concatenated(_energy(4))))
+    return Made(net, (draw.normal(3, 2), draw.normal(3, 2)))
+
+
+@field
+def model_separable_hamiltonian(draw: Draw) -> Made:
+    net = draw.module(lambda: HamiltonianODE(kinetic=_energy(2), potential=_energy(2)))
+    return Made(net, draw.normal(3, 4))
+
+
+@field
+def model_lagrangian(draw: Draw) -> Made:
+    net = draw.module(lambda: Concatenated(_energy(4)))
+    f = LagrangianODE(lambda q, v: v.square().sum(-1) + net(q, v).squeeze(-1))
+    return Made(f, (draw.normal(3, 2), draw.normal(3, 2)))
+
+
+@field
+def model_gradient_flow(draw: Draw) -> Made:
+    return Made(draw.module(lambda: GradientFlow(_energy(3))), draw.normal(2, 3))
+
+
+@field
+def model_port_hamiltonian(draw: Draw) -> Made:
+    def make() -> nn.Module:
+        energy = MechanicalEnergy(nn.Sequential(nn.Linear(2, 4), nn.Tanh()), _energy(2))
+        actuation = nn.Sequential(nn.Linear(2, 2), nn.Unflatten(-1, (2, 1)))
+        return PortHamiltonianODE(energy, actuation=actuation, dissipation=nn.Parameter(torch.zeros(4, 3)))
+
+    return Made(draw.module(make), (draw.normal(3, 2), draw.normal(3, 2)), (draw.normal(3, 1).requires_grad_(),))
+
+
+@field
+def model_mechanical(draw: Draw) -> Made:
+    root = draw.module(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Unflatten(-1, (2, 2))))
+
+    def mass(q: Tensor) -> Tensor:
+        factor = root(q)
+        return factor @ factor.mT + torch.eye(2, dtype=q.dtype)
+
+    force = draw.module(lambda: Concatenated(nn.Linear(4, 2)))
+    return Made(MechanicalODE(lambda t, q, v: force(q, v) - t * q, mass), draw.normal(3, 4))
+
+
+@field
+def model_universal(draw: Draw) -> Made:
+    net = draw.module(lambda: nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)))
+    rates = draw.positive(2).requires_grad_()
+    return Made(UniversalODE(lambda t, y, rates: rates * y, net), draw.positive(3, 2), (rates,))
 
 
 @field

@@ -13,7 +13,7 @@ from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, explain
 from pynode.native.adjoints import checkpointed
 from pynode.native.checkpoints import State
-from pynode.native.reversible import Reversible
+from pynode.native.stepper import TwoWayStepper
 from pynode.problem import Field
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _reversed(record: NativeRecord, field: Field, start: int) -> Iterator[tuple[
         return
     trajectory = record.trajectory
     stepper = record.stepper(field)
-    assert isinstance(stepper, Reversible)
+    assert isinstance(stepper, TwoWayStepper)
     # What comes after the last step to pull back is run backward no further than needed.
     last = min(boundary for boundary in trajectory.ends if boundary > start)
     state = trajectory.ends[last]
@@ -44,7 +44,7 @@ def _reversed(record: NativeRecord, field: Field, start: int) -> Iterator[tuple[
     for n in range(last - 1, -1, -1):
         t, t1 = trajectory.mesh[n], trajectory.mesh[n + 1]
         jump = trajectory.jump_after(n)
-        state = stepper.reverse(t, t1, state, jump)
+        state = stepper.reverse(t, t1, state, jump, trajectory.jump_before(n))
         largest = torch.maximum(largest, state[0].abs().max())
         begun = record.request.problem.y0.detach() if n == 0 else trajectory.ends[n][0] if jump else None
         if begun is not None:

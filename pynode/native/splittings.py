@@ -1,0 +1,81 @@
+"""Symplectic methods as data: kicks and drifts.
+
+One step of size ``h`` of a method with ``s`` drifts is ::
+
+    p += kicks[0] h f_p(t, q)                                 left out where kicks[0] is zero
+    for i = 1..s:
+        q += drifts[i - 1] h f_q(t + (kicks[0] + .. + kicks[i - 1]) h, p)
+        p += kicks[i] h f_p(t + (drifts[0] + .. + drifts[i - 1]) h, q)
+
+Each half carries a time of its own, which the other half's substeps move: with those times as further channels, every
+field that is separable and depends on time is one that is separable and does not, so that no order is lost.
+
+To add a method: one ``_add(...)`` and its class in :mod:`pynode.algorithms`; ``tests/test_symplectic.py`` measures the
+order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+__all__ = ["SPLITTINGS", "Splitting"]
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """The coefficients of one method; the module docstring has the formulas.
+
+    Attributes
+    ----------
+    name : str
+        Key in :data:`SPLITTINGS`.
+    order : int
+    drifts : tuple of float
+        ``s`` fractions of the step, which add up to 1.
+    kicks : tuple of float
+        ``s + 1`` fractions, which add up to 1.
+    source : str
+        The paper.
+    """
+
+    name: str
+    order: int
+    drifts: tuple[float, ...]
+    kicks: tuple[float, ...]
+    source: str
+
+    @property
+    def first_same_as_last(self) -> bool:
+        """Whether the force that ends a step begins the next one."""
+        return self.kicks[0] != 0.0 and self.kicks[-1] != 0.0
+
+
+SPLITTINGS: dict[str, Splitting] = {}
+
+
+def _add(splitting: Splitting) -> None:
+    SPLITTINGS[splitting.name] = splitting
+
+
+def _of_verlet_steps(name: str, order: int, weights: tuple[float, ...], source: str) -> Splitting:
+    """Velocity Verlet steps of sizes ``weights`` one after the other, neighbouring half kicks joined."""
+    ends = (0.0, *weights, 0.0)
+    kicks = tuple((a + b) / 2 for a, b in itertools.pairwise(ends))
+    return Splitting(name, order, weights, kicks, source)
+
+
+_add(Splitting("SymplecticEuler", 1, (1.0,), (0.0, 1.0), "de Vogelaere (1956)"))
+_add(_of_verlet_steps("VelocityVerlet", 2, (1.0,), "Verlet (1967); Swope et al. (1982)"))
+
+# Digits: solution A of the paper's table 1 (15 of them), continued by solving its equations
+# sum w = 1, sum w^3 = 0, sum w^5 = 0 and the fourth one, as in Hairer, Lubich and Wanner (2006), V.(3.11).
+_W = (0.78451361047755726382, 0.23557321335935813368, -1.1776799841788710069, 1.3151863206839112189)
+_add(
+    _of_verlet_steps(
+        "Yoshida6",
+        6,
+        (*_W, *_W[2::-1]),
+        "Yoshida (1990), Construction of higher order symplectic integrators, solution A",
+    )
+)
