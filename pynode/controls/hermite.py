@@ -42,4 +42,4 @@ class HermiteControl(Control):
         before = torch.cat([slopes[:, :1], slopes[:, :-1]], 1)
         bend = slopes - before
         grid = observations.on_grid(before, 2 * bend / lengths, -bend / lengths**2)
-        super().__init__(ts, grid, kinks=observations.ends())
+        super().__init__(ts, grid, kinks=observations.ends(), bends=True)

@@ -48,7 +48,7 @@ def on_shared_times(times: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[
             raise InputError(
                 explain(f"times[{b}] does not increase strictly", "increasing times", "sort it and merge repeated ones")
             )
-    ts: Tensor = torch.unique(torch.cat(list(times)))  # type: ignore[no-untyped-call]
+    ts: Tensor = torch.unique(torch.cat(list(times)))
     x = values[0].new_full((len(times), len(ts), values[0].shape[1]), torch.nan)
     rows_of = torch.cat([torch.full_like(own, b, dtype=torch.int64) for b, own in enumerate(times)])
     where = torch.searchsorted(ts, torch.cat(list(times)))

@@ -159,6 +159,7 @@ class NeuralCDE(nn.Module):
             )
         knots = control.knots
         options = dict(self.options)
+        options["tstops"] = [*control.bends, *options.get("tstops", ())]
         options["d_discontinuities"] = [*control.jumps, *options.get("d_discontinuities", ())]
         return solve(
             self.field,
