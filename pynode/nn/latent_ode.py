@@ -58,7 +58,7 @@ class ELBO:
     kl: Tensor
 
     def value(self, kl_weight: float | Tensor = 1.0) -> Tensor:
-        """``log_likelihood - kl_weight * kl`` (batch,): the bound itself at 1, annealed from 0 in training if wanted."""
+        """``log_likelihood - kl_weight * kl`` (batch,): the bound itself at 1; training may anneal it from 0."""
         return self.log_likelihood - kl_weight * self.kl
 
 

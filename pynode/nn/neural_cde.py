@@ -141,6 +141,7 @@ class NeuralCDE(nn.Module):
         Tensor
             (batch..., results), or (batch..., M, results) with ``ts``.
         """
+        _check(control)
         states: Tensor = self.solve(control, control.knots[-1:] if ts is None else ts, args).ys.movedim(0, -2)
         if ts is None:
             states = states.squeeze(-2)
@@ -149,14 +150,7 @@ class NeuralCDE(nn.Module):
 
     def solve(self, control: Control, ts: Any = None, args: tuple[Any, ...] = ()) -> Solution:
         """The whole :class:`pynode.Solution`, states (M, batch..., hidden), at ``ts`` (M,), by default the knots."""
-        if not isinstance(control, Control):
-            raise InputError(
-                explain(
-                    f"control is a {type(control).__name__}",
-                    "a path through the data",
-                    "build one, such as pynode.controls.HermiteControl(ts, x)",
-                )
-            )
+        _check(control)
         knots = control.knots
         options = dict(self.options)
         options["tstops"] = [*control.bends, *options.get("tstops", ())]
@@ -177,3 +171,14 @@ class NeuralCDE(nn.Module):
     def extra_repr(self) -> str:
         sensealg = "default" if self.sensealg is None else self.sensealg.name
         return f"algorithm={self.algorithm.name}, sensealg={sensealg}, rtol={self.rtol:g}, atol={self.atol:g}"
+
+
+def _check(control: Any) -> None:
+    if not isinstance(control, Control):
+        raise InputError(
+            explain(
+                f"control is a {type(control).__name__}",
+                "a path through the data",
+                "build one, such as pynode.controls.HermiteControl(ts, x)",
+            )
+        )

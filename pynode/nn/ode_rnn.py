@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -92,42 +91,39 @@ class ODERNN(nn.Module):
         """
         check_series(ts, x)
         h = x.new_zeros(*x.shape[:-2], self.hidden) if h0 is None else h0
-        before: list[Tensor] = []
-        after: list[Tensor] = []
-        rows = range(x.shape[-2])
-        last: int | None = None
-        for row, (seen, given) in zip(reversed(rows) if self.reverse else rows, self._inputs(ts, x), strict=True):
-            if self.flow is not None and last is not None:
-                h = self.flow.trajectory(h, torch.stack([ts[last], ts[row]]))[-1]
-            before.append(h)
-            h = torch.where(seen, self.cell(given, h), h)
-            after.append(h)
-            last = row
+        seen, given = self._inputs(ts, x)
+        states: list[tuple[Tensor, Tensor]] = []
+        rows = list(range(x.shape[-2]))
         if self.reverse:
-            before, after = before[::-1], after[::-1]
-        return Filtered(torch.stack(before, -2), torch.stack(after, -2))
+            rows.reverse()
+        for i, row in enumerate(rows):
+            if self.flow is not None and i:
+                h = self.flow.trajectory(h, ts[[rows[i - 1], row]])[-1]
+            before, h = h, torch.where(seen[row], self.cell(given[row], h), h)
+            states.append((before, h))
+        if self.reverse:
+            states.reverse()
+        return Filtered(*(torch.stack(column, -2) for column in zip(*states, strict=True)))
 
-    def _inputs(self, ts: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whether there is a value (batch, 1), and the cell's input, row after row in the order of time taken."""
-        if self.reverse:
-            ts, x = ts.flip(0), x.flip(-2)
-        values = x.nan_to_num(nan=0.0)
+    def _inputs(self, ts: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Whether there is a value (batch, 1), and the cell's input (batch, input), for each row."""
         observed = x.isnan().logical_not()
-        seen = observed.any(-1, keepdim=True)
-        gap = torch.zeros_like(values[..., 0, :1])
-        started = torch.zeros_like(seen[..., 0, :])
-        for row in range(len(ts)):
-            if row:
-                gap = torch.where(started, gap + (ts[row] - ts[row - 1]).abs(), 0.0)
-            parts = [values[..., row, :]]
-            if self.mask:
-                parts.append(observed[..., row, :].to(x.dtype))
-            if self.gap:
-                parts.append(gap)
-            here = seen[..., row, :]
-            yield here, torch.cat(parts, -1)
-            gap = torch.where(here, 0.0, gap)
-            started = started | here
+        seen = observed.any(-1)
+        parts = [x.nan_to_num(nan=0.0)]
+        if self.mask:
+            parts.append(observed.to(x.dtype))
+        if self.gap:
+            parts.append(gaps(ts.flip(0), seen.flip(-1)).flip(-1) if self.reverse else gaps(ts, seen))
+            parts[-1] = parts[-1].unsqueeze(-1)
+        return seen.unsqueeze(-1).unbind(-2), torch.cat(parts, -1).unbind(-2)
 
     def extra_repr(self) -> str:
         return f"hidden={self.hidden}, mask={self.mask}, gap={self.gap}, reverse={self.reverse}"
+
+
+def gaps(ts: Tensor, seen: Tensor) -> Tensor:
+    """Time (batch, T) between each row and the row before it that was seen; zero up to the first."""
+    rows = torch.arange(len(ts), device=ts.device)
+    last = torch.where(seen, rows, -1).cummax(-1).values
+    last = torch.cat([torch.full_like(last[..., :1], -1), last[..., :-1]], -1)
+    return torch.where(last >= 0, (ts - ts[last.clamp(min=0)]).abs(), 0.0)
