@@ -15,9 +15,12 @@ from pynode.nn.higher_order import HigherOrder
 from pynode.nn.hyper_network import ConditionalHyperNetwork, HyperNetwork, parameters_size
 from pynode.nn.input_layer import InputLayer
 from pynode.nn.lagrangian import LagrangianODE
+from pynode.nn.latent_ode import ELBO, LatentODE, Recognition
 from pynode.nn.log_density import LogDensity
 from pynode.nn.mechanical import MechanicalODE
+from pynode.nn.neural_cde import ControlledField, MatrixField, NeuralCDE
 from pynode.nn.neural_ode import NeuralODE
+from pynode.nn.ode_rnn import ODERNN, Filtered
 from pynode.nn.pair import Concatenated
 from pynode.nn.polynet import PolyNet
 from pynode.nn.port_hamiltonian import MechanicalEnergy, PortHamiltonianODE
@@ -32,6 +35,8 @@ from pynode.nn.universal import UniversalODE
 
 __all__ = [
     "CNF",
+    "ELBO",
+    "ODERNN",
     "RBF",
     "AdaptiveDepth",
     "Augment",
@@ -42,8 +47,10 @@ __all__ = [
     "ConcatTime",
     "Concatenated",
     "ConditionalHyperNetwork",
+    "ControlledField",
     "DataControl",
     "ExactTrace",
+    "Filtered",
     "Fourier",
     "GalerkinConv2d",
     "GalerkinLinear",
@@ -56,13 +63,17 @@ __all__ = [
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianODE",
+    "LatentODE",
     "LogDensity",
+    "MatrixField",
     "MechanicalEnergy",
     "MechanicalODE",
+    "NeuralCDE",
     "NeuralODE",
     "PolyNet",
     "Polynomial",
     "PortHamiltonianODE",
+    "Recognition",
     "ResNet",
     "ResNetBlock",
     "RevNet",
