@@ -18,7 +18,16 @@ from torch.distributions import MultivariateNormal
 import pynode
 from pynode import julia
 from pynode.compat.torchdyn.core import DEFunc, NeuralDE, NeuralODE, ODEProblem
-from pynode.compat.torchdyn.models import CNF, HybridNeuralDE, autograd_trace, hutch_trace
+from pynode.compat.torchdyn.models import (
+    CNF,
+    GNF,
+    HNN,
+    LNN,
+    ConservativeLinearSNF,
+    HybridNeuralDE,
+    autograd_trace,
+    hutch_trace,
+)
 from pynode.compat.torchdyn.nn import (
     Augmenter,
     Chebychev,
@@ -42,7 +51,8 @@ NAMES = {
     "MultipleShootingLayer",
     "nn": "Augmenter DepthCat DataControl GalLayer GalLinear GalConv2d VanillaRBF MultiquadRBF GaussianRBF Fourier "
     "Polynomial Chebychev",
-    "models": "CNF autograd_trace hutch_trace NeuralODE NeuralSDE MultipleShootingLayer ODEProblem",
+    "models": "CNF HNN LNN GNF ConservativeLinearSNF autograd_trace hutch_trace NeuralODE NeuralSDE ODEProblem "
+    "MultipleShootingLayer",
     "numerics": "odeint odeint_symplectic odeint_mshooting odeint_hybrid sdeint Euler RungeKutta4 DormandPrince45 "
     "Tsitouras45 AsynchronousLeapfrog HyperEuler MSZero MSBackward Lorenz VanDerPol",
     "datasets": "ToyDataset generate_moons generate_spirals generate_concentric_spheres generate_gaussians "
@@ -473,13 +483,56 @@ def test_one_model_in_several_threads():
         lambda: nn.Sequential(DepthCat(1), GalLinear(2, 4, expfunc=Chebychev(3)), nn.Tanh(), nn.Linear(4, 2)),
         lambda: nn.Sequential(DepthCat(1), GalLinear(2, 2, expfunc=MultiquadRBF(3))),
         lambda: CNF(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))),
+        lambda: HNN(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))),
+        lambda: GNF(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))),
     ],
-    ids=["Galerkin", "RBF", "CNF"],
+    ids=["Galerkin", "RBF", "CNF", "HNN", "GNF"],
 )
 def test_fields_are_captured_for_julia(make):
     model = NeuralODE(make().double(), order=1)
     text = julia.source(model.vf, 0.25, torch.randn(3, 2, dtype=torch.float64), ({}, None, ()))
     assert "vjp_p!" in text
+
+
+class Quadratic(nn.Module):
+    """``(a x0^2 + b x1^2) / 2``, (batch, 1)."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([a, b], dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.weights * x**2).sum(dim=-1, keepdim=True) / 2
+
+
+@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
+@pytest.mark.parametrize("kind", ["HNN", "LNN", "GNF", "SNF"])
+def test_fields_of_energies_have_their_solutions(kind, sensitivity):
+    """Oscillators of frequency 2, ``(q, p)`` or ``(q, v)`` or turned by a matrix; and a relaxation."""
+    field = {
+        "HNN": lambda: HNN(Quadratic(2.0, 2.0)),
+        "LNN": lambda: LNN(Quadratic(-4.0, 1.0)),
+        "GNF": lambda: GNF(Quadratic(1.0, 3.0)),
+        "SNF": lambda: ConservativeLinearSNF(
+            Quadratic(1.0, 1.0), lambda x: torch.tensor([0.0, 3.0, -1.0, 0.0]).to(x).expand(len(x), 4)
+        ),
+    }[kind]()
+    x0 = torch.tensor([[0.5, -0.2], [1.0, 0.3]], dtype=torch.float64)
+    q, p = x0.T
+    c, s = math.cos(2), math.sin(2)
+    expected = {
+        "HNN": [q * c + p * s, -q * s + p * c],
+        "LNN": [q * c + p * s / 2, -2 * q * s + p * c],
+        "GNF": [q * math.exp(-1), p * math.exp(-3)],
+        "SNF": [q * c + p * s, -q * s + p * c],
+    }[kind]
+    end = NeuralODE(field, sensitivity=sensitivity, **TIGHT)(x0)[1][-1]
+    torch.testing.assert_close(end, torch.stack(expected, dim=1), rtol=1e-8, atol=1e-8)
+    end.square().sum().backward()
+    found = next(field.parameters()).grad
+    if kind == "GNF":
+        torch.testing.assert_close(found, -2 * (torch.stack(expected, dim=1) ** 2).sum(dim=0), rtol=1e-6, atol=1e-8)
+    assert found.abs().min() > 1e-9 or kind == "SNF"
 
 
 @pytest.mark.parametrize("lstm", [False, True])

@@ -35,6 +35,10 @@ def both(make, x, order=1, solver="dopri5", **options):  # in the precision of x
     return found
 
 
+def energy():
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
+
+
 def mlp(inputs, outputs):
     return [nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, outputs)]
 
@@ -50,7 +54,21 @@ FIELDS = {
     "VanillaRBF": (lambda nn_, m: galerkin(nn_, nn_.VanillaRBF(3)), 1),
     "MultiquadRBF": (lambda nn_, m: galerkin(nn_, nn_.MultiquadRBF(3)), 1),
     "CNF": (lambda nn_, m: m.CNF(nn.Sequential(*mlp(1, 1))), 1),
+    "HNN": (lambda nn_, m: m.HNN(energy()), 1),
+    "GNF": (lambda nn_, m: m.GNF(energy()), 1),
+    "LNN": (lambda nn_, m: m.LNN(Convex()), 1),
 }
+
+
+class Convex(nn.Module):
+    """A Lagrangian whose mass matrix is regular."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = energy()
+
+    def forward(self, x):
+        return self.net(x) + 2 * x[..., 1:] ** 2
 
 
 def galerkin(nn_, basis):
