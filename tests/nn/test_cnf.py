@@ -359,7 +359,7 @@ def test_a_running_cost_attaches_and_trains(trace) -> None:
         cnf = CNF(field, 2, trace=trace, running_cost=costs, **CHEAP)
         assert [name for name, _ in cnf.named_parameters()] == [f"field.f.{x}" for x, _ in field.named_parameters()]
         optimizer = torch.optim.Adam(cnf.parameters(), lr=2e-2)
-        for _ in range(40):
+        for _ in range(25):
             x = 0.5 * torch.randn(64, 2, dtype=F64, generator=generator) + 1
             log_p, costs = cnf.log_prob_and_cost(x, generator=generator)
             optimizer.zero_grad()
