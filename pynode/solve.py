@@ -15,6 +15,7 @@ from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.graph_break import eager
 from pynode.problem import ODEProblem, check_times
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt
@@ -42,6 +43,7 @@ from pynode.transforms import (
 Times = Tensor | Sequence[float]
 
 
+@eager
 def solve(
     f: Callable[..., Any],
     y0: Any,
