@@ -9,8 +9,8 @@ separated by a linear output layer; a flow of the plane maps the ring around the
 without augmentation has to stretch a thin wedge of the ring across it, and gets that wedge wrong.
 
 Differs from the papers: fields of 16 tanh units (two hidden layers, or one where the parameters vary with depth), Tsit5
-at rtol 1e-3, fresh samples in each iteration, Adam from 2e-2 to 0, 200 iterations where Massaroli et al. (2020) took 2 000 at
-1e-3.
+at rtol 1e-3, fresh samples in each iteration, Adam from 2e-2 to 0, 200 iterations (Massaroli et al. 2020: 2 000
+at 1e-3).
 """
 
 from __future__ import annotations
