@@ -89,6 +89,8 @@ def main() -> None:
             depths = [2, 4, 8, 16, 32, 64]
             errors = [(network(y0, k) - flow).abs().max().item() for k in depths]
             axes.loglog(depths, errors, "o-", label=f"{name} ({solver})", ms=3)
+    axes.set_xticks(depths, [str(k) for k in depths])
+    axes.minorticks_off()
     axes.set_xlabel("depth")
     axes.set_ylabel("distance from the flow")
     axes.legend(fontsize=7)
