@@ -18,7 +18,8 @@ class AdaptiveDepth(torch.nn.Module):
 
     ``NeuralODE(AdaptiveDepth(f), condition=g)``: ``y(s = 1)`` is the state at time ``T = g(x)`` of
     ``dy/dt = f(t, y)``, for a whole batch in one solve. A negative depth integrates backward; end ``g`` in a softplus
-    to exclude it. ``T`` crosses the solve as an argument, so that ``g`` is trained through it.
+    to exclude it. Training is easier from ``g = 0`` (last layer zero), where ``y = x``, than from random depths. ``T``
+    crosses the solve as an argument, so that ``g`` is trained through it.
 
     Parameters
     ----------

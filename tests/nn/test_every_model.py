@@ -73,7 +73,19 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     assert abs(slope - differences) < 1e-7 * size
 
 
-@each_model
+#: The others are captured by the slow tests: a second each, and all are run in tests/julia/test_emitted_models.py.
+CAPTURED = (
+    "tree",
+    "stacked",
+    "Galerkin of images",
+    "conditional hypernetwork",
+    "adaptive depth, controlled, second order",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in CAPTURED else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_it_is_captured_for_julia(name: str) -> None:
     model, x = made(name)
     y0 = x if model.input is None else model.input(x)
