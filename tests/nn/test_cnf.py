@@ -347,7 +347,7 @@ def test_frobenius_norm_by_noise_is_unbiased() -> None:
     assert abs(score.item()) < 5
 
 
-@pytest.mark.parametrize("trace", [ExactTrace(), HutchinsonTrace()], ids=str)
+@pytest.mark.parametrize("trace", [pytest.param(ExactTrace(), marks=pytest.mark.slow), HutchinsonTrace()], ids=str)
 def test_a_running_cost_attaches_and_trains(trace) -> None:
     """Training with RNODE's costs gives a flow of less energy for nearly the same density."""
 
