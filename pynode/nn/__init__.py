@@ -1,6 +1,8 @@
 """Models."""
 
+from pynode.nn.gru_ode import GRUBayesCell, GRUField
 from pynode.nn.latent_ode import ELBO, LatentODE, Recognition
+from pynode.nn.lie_bracket import LieBracketField
 from pynode.nn.neural_cde import ControlledField, MatrixField, NeuralCDE
 from pynode.nn.neural_ode import NeuralODE
 from pynode.nn.ode_rnn import ODERNN, Filtered
@@ -10,7 +12,10 @@ __all__ = [
     "ODERNN",
     "ControlledField",
     "Filtered",
+    "GRUBayesCell",
+    "GRUField",
     "LatentODE",
+    "LieBracketField",
     "MatrixField",
     "NeuralCDE",
     "NeuralODE",
