@@ -70,14 +70,17 @@ class Dynamics(nn.Module):
 def latent_ode(latent: int = 6, hidden: int = 25) -> LatentODE:
     rnn = ODERNN(None, nn.GRUCell(5, hidden), hidden, gap=True, reverse=True)
     decoder = nn.Sequential(nn.Linear(latent, 32), nn.Tanh(), nn.Linear(32, 2))
-    encoder = Recognition(rnn, nn.Linear(hidden, 2 * latent))
+    readout = nn.Linear(hidden, 2 * latent)
+    with torch.no_grad():
+        readout.bias[latent:] -= 3.0  # begin with narrow posteriors: fields learn little from random states
+    encoder = Recognition(rnn, readout)
     return LatentODE(encoder, Dynamics(latent), decoder, NOISE / SCALE, rtol=1e-4, atol=1e-5)
 
 
 class Recurrent(nn.Module):
     """Predicts the next value from a GRU's state and the time until it."""
 
-    def __init__(self, hidden: int = 36) -> None:
+    def __init__(self, hidden: int = 32) -> None:
         super().__init__()
         self.rnn = ODERNN(None, nn.GRUCell(5, hidden), hidden, gap=True)
         self.head = nn.Sequential(nn.Linear(hidden + 1, 20), nn.Tanh(), nn.Linear(20, 2))
