@@ -10,6 +10,7 @@ from pynode.controls.channels import with_counts, with_time
 from pynode.controls.control import Control
 from pynode.controls.hermite import HermiteControl
 from pynode.controls.linear import LinearControl
+from pynode.controls.log_signature import LogSignatureControl
 from pynode.controls.natural import NaturalCubicControl
 from pynode.controls.rectilinear import RectilinearControl
 from pynode.controls.shared_times import on_shared_times
@@ -18,6 +19,7 @@ __all__ = [
     "Control",
     "HermiteControl",
     "LinearControl",
+    "LogSignatureControl",
     "NaturalCubicControl",
     "RectilinearControl",
     "on_shared_times",

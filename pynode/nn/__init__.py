@@ -10,12 +10,14 @@ from pynode.nn.data_control import DataControl
 from pynode.nn.flow_costs import JacobianFrobenius, KineticEnergy
 from pynode.nn.galerkin import GalerkinConv2d, GalerkinLinear
 from pynode.nn.gradient_flow import GradientFlow
+from pynode.nn.gru_ode import GRUBayesCell, GRUField
 from pynode.nn.hamiltonian import HamiltonianODE
 from pynode.nn.higher_order import HigherOrder
 from pynode.nn.hyper_network import ConditionalHyperNetwork, HyperNetwork, parameters_size
 from pynode.nn.input_layer import InputLayer
 from pynode.nn.lagrangian import LagrangianODE
 from pynode.nn.latent_ode import ELBO, LatentODE, Recognition
+from pynode.nn.lie_bracket import LieBracketField
 from pynode.nn.log_density import LogDensity
 from pynode.nn.mechanical import MechanicalODE
 from pynode.nn.neural_cde import ControlledField, MatrixField, NeuralCDE
@@ -52,6 +54,8 @@ __all__ = [
     "ExactTrace",
     "Filtered",
     "Fourier",
+    "GRUBayesCell",
+    "GRUField",
     "GalerkinConv2d",
     "GalerkinLinear",
     "GradientFlow",
@@ -64,6 +68,7 @@ __all__ = [
     "KineticEnergy",
     "LagrangianODE",
     "LatentODE",
+    "LieBracketField",
     "LogDensity",
     "MatrixField",
     "MechanicalEnergy",

@@ -125,7 +125,7 @@ class NeuralCDE(nn.Module):
         self.atol = atol
         self.options = options
 
-    def forward(self, control: Control, ts: Any = None, *args: Any) -> Tensor:
+    def forward(self, control: Control, ts: Any = None, *args: Any, z0: Tensor | None = None) -> Tensor:
         """Results at the end of the path, or at times.
 
         Parameters
@@ -135,6 +135,9 @@ class NeuralCDE(nn.Module):
             Increasing places (M,) on the path; ``control.observed`` for those at which each row has been taken in.
         *args
             Further arguments of ``f``.
+        z0 : Tensor, optional
+            Initial state (batch..., hidden), instead of ``initial(X(t0))``: to go on from a state, or to start from
+            more than the path.
 
         Returns
         -------
@@ -142,13 +145,13 @@ class NeuralCDE(nn.Module):
             (batch..., results), or (batch..., M, results) with ``ts``.
         """
         _check(control)
-        states: Tensor = self.solve(control, control.knots[-1:] if ts is None else ts, args).ys.movedim(0, -2)
+        states: Tensor = self.solve(control, control.knots[-1:] if ts is None else ts, args, z0).ys.movedim(0, -2)
         if ts is None:
             states = states.squeeze(-2)
         results: Tensor = states if self.readout is None else self.readout(states)
         return results
 
-    def solve(self, control: Control, ts: Any = None, args: tuple[Any, ...] = ()) -> Solution:
+    def solve(self, control: Control, ts: Any = None, args: tuple[Any, ...] = (), z0: Tensor | None = None) -> Solution:
         """The whole :class:`pynode.Solution`, states (M, batch..., hidden), at ``ts`` (M,), by default the knots."""
         _check(control)
         knots = control.knots
@@ -157,7 +160,7 @@ class NeuralCDE(nn.Module):
         options["d_discontinuities"] = [*control.jumps, *options.get("d_discontinuities", ())]
         return solve(
             self.field,
-            self.initial(control.start),
+            self.initial(control.start) if z0 is None else z0,
             knots[:: len(knots) - 1] if self.algorithm.adaptive else knots,
             args=(knots, control.coefficients, *args),
             algorithm=self.algorithm,

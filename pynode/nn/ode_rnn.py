@@ -92,30 +92,49 @@ class ODERNN(nn.Module):
         check_series(ts, x)
         h = x.new_zeros(*x.shape[:-2], self.hidden) if h0 is None else h0
         seen, given = self._inputs(ts, x)
-        states: list[tuple[Tensor, Tensor]] = []
-        rows = list(range(x.shape[-2]))
         if self.reverse:
-            rows.reverse()
-        for i, row in enumerate(rows):
-            if self.flow is not None and i:
-                h = self.flow.trajectory(h, ts[[rows[i - 1], row]])[-1]
-            before, h = h, torch.where(seen[row], self.cell(given[row], h), h)
-            states.append((before, h))
-        if self.reverse:
-            states.reverse()
-        return Filtered(*(torch.stack(column, -2) for column in zip(*states, strict=True)))
+            ts, seen, given = ts.flip(0), seen.flip(-1), given.flip(-2)
+        states = self._jumps(seen, given, h) if self.flow is None else self._flows(ts, seen, given, h)
+        return Filtered(*(x.flip(-2) for x in states)) if self.reverse else states
 
-    def _inputs(self, ts: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Whether there is a value (batch, 1), and the cell's input (batch, input), for each row."""
+    def _flows(self, ts: Tensor, seen: Tensor, given: Tensor, h: Tensor) -> Filtered:
+        """A solve from row to row."""
+        assert self.flow is not None
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        for row, here in enumerate(seen.unsqueeze(-1).unbind(-2)):
+            if row:
+                h = self.flow.trajectory(h, ts[row - 1 : row + 1])[-1]
+            before.append(h)
+            h = torch.where(here, self.cell(given[..., row, :], h), h)
+            after.append(h)
+        return Filtered(torch.stack(before, -2), torch.stack(after, -2))
+
+    def _jumps(self, seen: Tensor, given: Tensor, h: Tensor) -> Filtered:
+        """Without a field nothing happens but at a sample's own rows: these are moved to the front and taken alone."""
+        order = seen.logical_not().to(torch.int8).argsort(dim=-1, stable=True)
+        count = seen.sum(-1, keepdim=True)
+        states = [h]
+        for row in range(int(count.max())):
+            index = order[..., row, None, None].expand(*given.shape[:-2], 1, given.shape[-1])
+            # Behind its own rows a sample's state is never looked at.
+            states.append(self.cell(given.gather(-2, index).squeeze(-2), states[-1]))
+        every = torch.stack(states, -2)
+        taken = seen.long().cumsum(-1)
+        where = torch.stack([taken - seen.long(), taken]).unsqueeze(-1).expand(-1, *taken.shape, self.hidden)
+        return Filtered(every.gather(-2, where[0]), every.gather(-2, where[1]))
+
+    def _inputs(self, ts: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether there is a value (batch, T), and the cell's input (batch, T, input), for each row."""
         observed = x.isnan().logical_not()
         seen = observed.any(-1)
         parts = [x.nan_to_num(nan=0.0)]
         if self.mask:
             parts.append(observed.to(x.dtype))
         if self.gap:
-            parts.append(gaps(ts.flip(0), seen.flip(-1)).flip(-1) if self.reverse else gaps(ts, seen))
-            parts[-1] = parts[-1].unsqueeze(-1)
-        return seen.unsqueeze(-1).unbind(-2), torch.cat(parts, -1).unbind(-2)
+            gap = gaps(ts.flip(0), seen.flip(-1)).flip(-1) if self.reverse else gaps(ts, seen)
+            parts.append(gap.unsqueeze(-1))
+        return seen, torch.cat(parts, -1)
 
     def extra_repr(self) -> str:
         return f"hidden={self.hidden}, mask={self.mask}, gap={self.gap}, reverse={self.reverse}"

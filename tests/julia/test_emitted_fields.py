@@ -7,6 +7,7 @@ from pathlib import Path
 import fields_of_densities  # noqa: F401  (registers its fields)
 import fields_of_dynamics
 import fields_of_operators  # noqa: F401  (registers its fields)
+import fields_of_series  # noqa: F401  (registers its fields)
 import pytest
 import torch
 from fields import FIELDS, Made

@@ -12,12 +12,13 @@ import pynode
 from pynode.controls import (
     HermiteControl,
     LinearControl,
+    LogSignatureControl,
     NaturalCubicControl,
     RectilinearControl,
     with_time,
 )
 from pynode.julia import source
-from pynode.nn import MatrixField, NeuralCDE
+from pynode.nn import LieBracketField, MatrixField, NeuralCDE
 
 SMOOTHING = [LinearControl, HermiteControl, NaturalCubicControl]
 EVERY = [*SMOOTHING, RectilinearControl]
@@ -269,3 +270,82 @@ def test_bad_input() -> None:
         NeuralCDE(MatrixField(4, 2), None)
     with pytest.raises(pynode.InputError, match=r"NeuralCDE got saveat="):
         NeuralCDE(MatrixField(4, 2), torch.nn.Linear(2, 4), saveat=[1.0])
+
+
+class Heisenberg(torch.nn.Module):
+    """``dz = A_0 z dX_0 + A_1 z dX_1`` with ``A_0 = E_01, A_1 = E_12``: brackets of three are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        matrices = torch.zeros(2, 3, 3, dtype=torch.float64)
+        matrices[0, 0, 1] = matrices[1, 1, 2] = 1
+        self.matrices = torch.nn.Parameter(matrices)
+
+    def forward(self, t, z):
+        return torch.einsum("chk,...k->...hc", self.matrices, z)
+
+
+def products(field, x, z0):
+    """The linear equation's solution along straight pieces: a product of matrix exponentials."""
+    z = z0
+    for step in x.diff(dim=-2).unbind(-2):
+        generator = torch.einsum("chk,bc->bhk", field.matrices.detach(), step)
+        z = torch.einsum("bhk,bk->bh", torch.linalg.matrix_exp(generator), z)
+    return z
+
+
+def test_the_log_ode_method_is_exact_where_third_brackets_vanish() -> None:
+    ts, x = series(length=11)
+    field = Heisenberg()
+    z0 = torch.randn(3, 3, dtype=torch.float64)
+    expected = products(field, x, z0)
+    for window in (10, 4, 1):
+        path = LogSignatureControl(ts, x, window)
+        assert len(path.knots) == 1 + math.ceil(10 / window)
+        cde = NeuralCDE(LieBracketField(field), torch.nn.Identity(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(cde(path, z0=z0), expected, rtol=1e-8, atol=1e-8)
+    # Without areas it is far off; with a single straight line there are none.
+    flat = NeuralCDE(field, torch.nn.Identity(), rtol=1e-10, atol=1e-12)(LinearControl(ts[::10], x[:, ::10]), z0=z0)
+    assert (flat - expected).abs().max() > 0.1
+    assert LogSignatureControl(ts[:2], x[:, :2], 1).coefficients[..., 2:].abs().max() == 0
+
+
+def test_the_areas_of_known_paths() -> None:
+    ts = torch.arange(5, dtype=torch.float64)
+    square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.float64)
+    assert LogSignatureControl(ts, square, 4).evaluate(4.0).tolist() == [0, 0, 1]  # once around: its area
+    assert LogSignatureControl(ts, square.flip(0), 4).evaluate(4.0).tolist() == [0, 0, -1]
+    assert LogSignatureControl(ts, square, 2).evaluate(torch.tensor([2.0, 4.0])).tolist() == [[1, 1, 0.5], [0, 0, 1]]
+    angle = torch.linspace(0, 2 * math.pi, 2001, dtype=torch.float64)
+    circle = torch.stack([angle.cos(), angle.sin(), angle], -1)
+    found = LogSignatureControl(angle, circle, 2000).evaluate(angle[-1])
+    # (cos, sin): the area pi. (cos, s): (int (cos - 1) ds - int s dcos) / 2 = (-2 pi - 2 pi) / 2. (sin, s): 0.
+    expected = torch.tensor([1.0, 0.0, 2 * math.pi, math.pi, -2 * math.pi, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # the polygon of 2000 sides
+
+
+def test_brackets_are_those_of_the_jacobians_and_are_captured() -> None:
+    torch.manual_seed(0)
+    f = MatrixField(3, 4, width=5).double()
+    z = torch.randn(2, 3, dtype=torch.float64)
+    t = torch.tensor(0.0, dtype=torch.float64)
+    found = LieBracketField(f)(t, z)
+    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda v: f(t, v), row) for row in z])  # (B, h, c, h)
+    columns = f(t, z)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    for k, (i, j) in enumerate(pairs):
+        expected = (jacobian[:, :, j] @ columns[:, :, i, None] - jacobian[:, :, i] @ columns[:, :, j, None])[..., 0]
+        torch.testing.assert_close(found[..., 4 + k], expected, rtol=1e-12, atol=1e-12)
+    ts, x = series(missing=0.3, length=5)
+    path = LogSignatureControl(ts, with_time(ts, x), 2)
+    g = MatrixField(3, 3, width=5).double()
+    cde = NeuralCDE(LieBracketField(g), lambda x0: x0[..., :3])
+    assert source(cde.field, float(ts[0]), cde.initial(path.start), (path.knots, path.coefficients))
+    gradients = []
+    for sensealg in (pynode.DirectAdjoint(), pynode.CheckpointedAdjoint()):
+        cde.sensealg = sensealg
+        gradients.append(torch.autograd.grad(cde(path).sum(), list(g.parameters())))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    with pytest.raises(pynode.InputError, match="window = 0"):
+        LogSignatureControl(ts, x, 0)

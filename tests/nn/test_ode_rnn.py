@@ -115,7 +115,7 @@ def test_the_cells_input_holds_values_mask_and_gap() -> None:
             given.append(row)
             return h
 
-    ODERNN(None, Cell(), 1, gap=True)(ts, x)
+    ODERNN(lambda t, h: torch.zeros_like(h), Cell(), 1, gap=True)(ts, x)
     assert given[0].tolist() == [[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
     assert given[1].tolist() == [[0, 0, 0, 0, 1], [0, 5, 0, 1, 0]]
     assert given[2].tolist() == [[2, 3, 1, 1, 3], [0, 6, 0, 1, 2]]
