@@ -11,7 +11,7 @@ from nn_models import MODELS, chain, field
 from torch import Tensor, nn
 
 import pynode.nn
-from pynode.controls import LinearControl, with_time
+from pynode.controls import LinearControl, LogSignatureControl, with_time
 from pynode.nn import (
     CNF,
     ODERNN,
@@ -20,6 +20,8 @@ from pynode.nn import (
     ConcatSquash,
     ConcatTime,
     GradientFlow,
+    GRUBayesCell,
+    GRUField,
     HamiltonianODE,
     HutchinsonTrace,
     InputLayer,
@@ -27,6 +29,7 @@ from pynode.nn import (
     KineticEnergy,
     LagrangianODE,
     LatentODE,
+    LieBracketField,
     MatrixField,
     MechanicalEnergy,
     MechanicalODE,
@@ -187,6 +190,19 @@ OWN: dict[str, tuple[Callable[..., nn.Module], Callable[[], Any]]] = {
         series,
     ),
     "latent ODE": (lambda **k: latent_ode(k), series),
+    "log-ODE CDE": (
+        lambda **k: OnSeries(
+            NeuralCDE(LieBracketField(MatrixField(3, 2, width=4)), nn.Linear(2, 3), nn.Linear(3, 2), **k),
+            lambda model, ts, x: model(LogSignatureControl(ts, x, 2), z0=model.initial(x[:, 0])),
+        ),
+        series,
+    ),
+    "GRU-ODE-Bayes": (
+        lambda **k: OnSeries(
+            ODERNN(GRUField(4), GRUBayesCell(2, 4, nn.Linear(4, 4)), 4, **k), lambda model, ts, x: model(ts, x).after
+        ),
+        series,
+    ),
     # Discrete counterparts: no solve, hence no options.
     "ResNet": (lambda **k: ResNet(field(2, 3, 2), 3), vectors),
     "ResNet block": (lambda **k: ResNetBlock(field(2, 3, 2)), vectors),
