@@ -233,7 +233,10 @@ def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:
     """``t`` as a 1-D floating tensor and as floats, after checking that it is finite and strictly monotone."""
     if not isinstance(t, Tensor):
         try:
-            t = torch.as_tensor(t, dtype=torch.float64)
+            if isinstance(t, list | tuple) and any(isinstance(x, Tensor) and x.requires_grad for x in t):
+                t = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in t])  # as_tensor would detach them
+            else:
+                t = torch.as_tensor(t, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 explain(f"{name} is a {type(t).__name__}", "a 1-D tensor or a sequence of numbers", "pass a tensor")

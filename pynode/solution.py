@@ -108,6 +108,8 @@ class Solution:
         ``throw=False``, up to the time that was reached.
     algorithm, sensealg
         What was used; ``sensealg`` is None where nothing requires a gradient.
+    at_steps : bool
+        Whether ``ts`` are the ends of the accepted steps (``SaveAt(steps=True)``).
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Solution:
         span: tuple[float, float],
         message: str = "",
         running_cost: Any = None,
+        at_steps: bool = False,
     ) -> None:
         self.ts = ts
         self.ys = ys
@@ -131,6 +134,7 @@ class Solution:
         self.sensealg = sensealg
         self.message = message
         self.running_cost = running_cost
+        self.at_steps = at_steps
         self._evaluate = evaluate
         self._span = span
 

@@ -15,6 +15,7 @@ from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.graph_break import eager
 from pynode.problem import ODEProblem, check_times
 from pynode.queries import connected, queried, taped
 from pynode.running_cost import StateObserver
@@ -42,6 +43,7 @@ from pynode.transforms import (
 Times = Tensor | Sequence[float]
 
 
+@eager
 def solve(
     f: Callable[..., Any],
     y0: Any,
@@ -326,6 +328,7 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
         span=(problem.times[0], record.t),
         message=message,
         running_cost=running_cost,
+        at_steps=request.save_steps,
     )
     if throw and record.retcode is not ReturnCode.Success:
         raise SolveError(message, record.retcode, record.t, solution)

@@ -12,16 +12,12 @@ from pynode.demo.models import Classifier, ODEBody
 from pynode.demo.report import Result
 from pynode.errors import InputError, explain
 from pynode.plotting import plot_flow
+from pynode.plotting.canvas import CLASS_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _ODE, _RES, _INK, _PALE = "#1f6fb4", "#d9822b", "#333333", "#e6e6e6"
-#: Ten classes, told apart by hue and lightness (Paul Tol's and Matplotlib's tab10 rearranged).
-_CLASSES = (
-    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee"),
-    *("#aa3377", "#8c564b", "#ff7f0e", "#777777", "#000000"),
-)
 _TRAJECTORIES, _TIMES = 150, 41
 
 
@@ -76,8 +72,8 @@ def _flow(axes: Axes, model: Classifier, data: Dataset) -> None:
     images, labels = data.test_images[:_TRAJECTORIES], data.test_labels[:_TRAJECTORIES]
     with torch.no_grad():
         ys = model.body.ode.trajectory(model.stem(images), torch.linspace(0, 1, _TIMES, dtype=torch.float64))
-    colors = [_CLASSES[label % len(_CLASSES)] for label in range(data.classes)]
-    plot_flow(axes, ys, labels, colors)
+    colors = [CLASS_COLORS[label % len(CLASS_COLORS)] for label in range(data.classes)]
+    plot_flow(ys, labels=labels, colors=colors, ax=axes)
     for label, color in enumerate(colors):
         axes.scatter([], [], s=28, color=color, label=str(label))
     axes.legend(title="class", frameon=False, fontsize=9, ncols=1, loc="best", handletextpad=0.1)

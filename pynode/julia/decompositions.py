@@ -251,7 +251,13 @@ def _nearest_backward(grad: Tensor, output_size: Sequence[int], input_size: Sequ
     return grad.reshape([*lead, *apart]).sum([len(lead) + 2 * d + 1 for d in range(rank)])
 
 
+def _zeros_of_tangent(x: Tensor, other: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
+    """What forward differentiation (torch.func.jvp) starts a tangent with."""
+    return x.new_zeros([*x.shape[:self_num_batch_dims], *other.shape])
+
+
 _OWN: dict[Any, Any] = {
+    aten._new_zeros_with_same_feature_meta.default: _zeros_of_tangent,
     aten.var_mean.correction: _var_mean,
     aten.var.correction: _var,
     aten.std.correction: _std,

@@ -116,7 +116,7 @@ def reverse_call(record: JuliaRecord) -> PullBackCall:
     if isinstance(algorithm, FixedStep) and not algorithm.adaptive:
         fixed = True
         t = problem.t.detach()
-        mesh = numbers("t", mesh_of(algorithm, t))
+        mesh = numbers("t", mesh_of(algorithm, t, request.jumps))
         halts = np.array(mesh[1:-1][::-1])
         dt = 2.0 * max(abs(b - a) for a, b in itertools.pairwise(mesh))
     jumps = np.array(sorted(request.jumps if own.d_discontinuities is None else own.d_discontinuities))

@@ -30,7 +30,7 @@ def solve_call(engine: Julia, request: Request, field: int) -> SolveCall:
     stops = np.array(request.tstops)
     dt = request.dt0 or 0.0
     if fixed:
-        mesh = numbers("t", mesh_of(request.algorithm, problem.t.detach()))  # type: ignore[arg-type]
+        mesh = numbers("t", mesh_of(request.algorithm, problem.t.detach(), request.jumps))  # type: ignore[arg-type]
         stops = np.array(mesh[1:-1])
         # Every step ends at the next stop, whatever this is.
         dt = 2.0 * max(abs(b - a) for a, b in itertools.pairwise(mesh))

@@ -187,7 +187,7 @@ class NativeRecord:
         assert isinstance(algorithm, FixedStep)
         ends = torch.tensor([t, t1], dtype=torch.float64)
         if algorithm.mesh is not None and algorithm is not self.request.algorithm:
-            own: list[float] = mesh_of(algorithm, ends).tolist()
+            own: list[float] = mesh_of(algorithm, ends, self.request.jumps).tolist()
             return own
         if algorithm.dt is None:
             forward = self.trajectory.mesh
@@ -195,7 +195,7 @@ class NativeRecord:
             # The forward solve's boundaries, where it was a fixed one; else a subdivision of this interval alone.
             if not self.request.algorithm.adaptive:
                 return [t, *sorted(inner, reverse=t1 < t), t1]
-        boundaries: list[float] = mesh_of(dataclasses.replace(algorithm, mesh=None), ends).tolist()
+        boundaries: list[float] = mesh_of(dataclasses.replace(algorithm, mesh=None), ends, self.request.jumps).tolist()
         return boundaries
 
 
@@ -391,7 +391,7 @@ class NativeBackend:
     @staticmethod
     def _mesh(request: Request, t: Tensor) -> Tensor:
         assert isinstance(request.algorithm, FixedStep)
-        return mesh_of(request.algorithm, t)
+        return mesh_of(request.algorithm, t, request.jumps)
 
     @staticmethod
     def _stepping(request: Request, columns: forward.Columns | None) -> Stepping:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,19 +11,30 @@ from torch import Tensor
 from pynode.algorithms import FixedStep
 from pynode.errors import InputError, explain
 from pynode.problem import check_times
-from pynode.transforms import number
+from pynode.transforms import number, numbers
 
 _LIMIT = 100_000_000  # boundaries of one mesh: 0.8 GB
 
 
-def mesh_of(algorithm: FixedStep, t: Tensor) -> Tensor:
-    """Boundaries (N + 1,) in float64 from ``t[0]`` to ``t[-1]``.
+def mesh_of(algorithm: FixedStep, t: Tensor, jumps: Iterable[float] = ()) -> Tensor:
+    """Boundaries (N + 1,) in float64 from ``t[0]`` to ``t[-1]``; those that differ from a jump of ``f`` by rounding
+    alone lie at it.
 
     Raises
     ------
     InputError
         If the algorithm's ``mesh`` callable does not return such boundaries.
     """
+    boundaries = _boundaries(algorithm, t)
+    known = numbers("t", boundaries) if jumps else []
+    slack = 1e-12 * max((abs(x) for x in known), default=0.0)
+    moves = [next((jump - x for jump in jumps if 0 < abs(jump - x) <= slack), 0.0) for x in known[1:-1]]
+    if any(moves):
+        boundaries = boundaries + torch.tensor([0.0, *moves, 0.0], dtype=torch.float64, device=boundaries.device)
+    return boundaries
+
+
+def _boundaries(algorithm: FixedStep, t: Tensor) -> Tensor:
     t = t.double()
     start, end = t[0], t[-1]
     if algorithm.mesh is not None:

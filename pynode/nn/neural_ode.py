@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pynode.algorithms import Algorithm, Tsit5
-from pynode.errors import InputError, explain
+from pynode.layout import Tree, leaves_of
+from pynode.nn.times import Times
+from pynode.nn.trees import check_callable, last, map_leaves
 from pynode.sensealg import SensitivityAlgorithm
 from pynode.solution import Solution
 from pynode.solve import as_algorithm, solve
 
 
 class NeuralODE(torch.nn.Module):
-    """The flow of a vector field as a module: ``y0 -> y(t[-1])`` (Chen et al. 2018).
+    """The flow of a vector field as a module: ``x -> output(y(t[-1]))`` with ``dy/dt = f(t, y, *c, *args)``,
+    ``y(t[0]) = input(x)``, ``c = condition(x)`` (Chen et al. 2018; Massaroli, Poli et al. 2020).
 
     Parameters
     ----------
     f : torch.nn.Module or callable
-        The field ``f(t, y)``; registered as the submodule ``f`` if it is a module.
-    t : sequence of float
-        Start and end time, with save times in between if you like.
+        The field ``f(t, y, *args)``; registered as the submodule ``f`` if it is a module.
+    t : sequence of float, tensor, or torch.nn.Module
+        Start and end time, with save times in between if you like. A ``torch.nn.Parameter``, alone or among numbers
+        (``(0.0, torch.nn.Parameter(torch.tensor(1.0)))``), is learned; a module is called without arguments for them.
+    input : torch.nn.Module or callable, optional
+        The initial state from the input: :class:`Augment`, :class:`InputLayer`, any network.
+    output : torch.nn.Module or callable, optional
+        Applied to the state at the last time.
+    condition : torch.nn.Module or callable, or a sequence of modules, optional
+        Functions of the input, evaluated once a solve: the field's (and the running cost's) first further arguments,
+        as :class:`DataControl`, :class:`AdaptiveDepth` and :class:`ConditionalHyperNetwork` take them.
     algorithm : Algorithm or str
     sensealg : SensitivityAlgorithm, optional
     rtol, atol : float
@@ -30,7 +42,8 @@ class NeuralODE(torch.nn.Module):
         See :func:`pynode.solve`; registered as the submodule ``running_cost`` if it is a module. The integral is that
         of the solution :meth:`solve` returns.
     **options
-        Further keyword arguments of :func:`pynode.solve`.
+        Further keyword arguments of :func:`pynode.solve`. The ``d_discontinuities`` of the field's modules
+        (:class:`Stacked`) are added to those given.
 
     Notes
     -----
@@ -43,6 +56,9 @@ class NeuralODE(torch.nn.Module):
         f: Any,
         t: Any = (0.0, 1.0),
         *,
+        input: Callable[[Any], Tree] | None = None,
+        output: Callable[[Tree], Any] | None = None,
+        condition: Any = None,
         algorithm: Algorithm | str = Tsit5(),  # noqa: B008  (immutable)
         sensealg: SensitivityAlgorithm | None = None,
         rtol: float = 1e-5,
@@ -51,10 +67,21 @@ class NeuralODE(torch.nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not callable(f):
-            raise InputError(explain(f"f is a {type(f).__name__}", "a callable f(t, y)", "pass a module or function"))
+        check_callable("f", f, "f(t, y)")
+        for name, given in (("input", input), ("output", output)):
+            if given is not None:
+                check_callable(name, given, "of one argument")
+        if isinstance(condition, list | tuple):
+            condition = torch.nn.ModuleList(condition)
+        elif condition is not None:
+            check_callable("condition", condition, "of the input, or a sequence of modules")
+        if isinstance(t, list | tuple) and any(isinstance(time, torch.nn.Parameter) for time in t):
+            t = Times(t)
         self.f = f
         self.t = t
+        self.input = input
+        self.output = output
+        self.condition = condition
         self.algorithm = as_algorithm(algorithm, options.get("backend", "torch"))
         self.sensealg = sensealg
         self.rtol = rtol
@@ -62,40 +89,61 @@ class NeuralODE(torch.nn.Module):
         self.running_cost = running_cost
         self.options = options
 
-    def forward(self, y0: Any, *args: Any) -> Any:
-        """State at the last time, shaped like ``y0``. Further arguments go to the field."""
-        sol = self.solve(y0, args=args)
-        return _last(sol.ys)
+    def forward(self, x: Any, *args: Any) -> Any:
+        """Output at the last time: the state, in the form of the initial one, where there is no output layer. Further
+        arguments go to the field."""
+        end = last(self.solve(x, args=args).ys)
+        return end if self.output is None else self.output(end)
 
-    def trajectory(self, y0: Any, ts: Any, *args: Any) -> Any:
-        """States at ``ts`` (T,), the first of which is the initial time: leaves of shape (T, *leaf shape)."""
-        return self.solve(y0, ts, args=args).ys
+    def trajectory(self, x: Any, ts: Any, *args: Any) -> Any:
+        """Outputs at ``ts`` (T,), the first of which is the initial time: leaves of shape (T, *leaf shape)."""
+        ys = self.solve(x, ts, args=args).ys
+        if self.output is None:
+            return ys
+        count = len(next(leaves_of(ys))[1])
+        # One call a time: the output layer's batch dimension is that of one state.
+        each = [self.output(map_leaves(lambda leaf, i=i: leaf[i], ys)) for i in range(count)]
+        return map_leaves(lambda *leaves: torch.stack(leaves), *each)
 
-    def solve(self, y0: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Solution:
-        """The whole :class:`pynode.Solution`, statistics included, at ``ts`` (by default the module's ``t``)."""
+    def solve(self, x: Any, ts: Any = None, args: tuple[Any, ...] = ()) -> Solution:
+        """The whole :class:`pynode.Solution`, statistics included, at ``ts`` (by default the module's ``t``).
+
+        ``ys`` are states, not outputs.
+        """
+        options = self.options
+        jumps = (*options.get("d_discontinuities", ()), *_discontinuities(self.f), *_discontinuities(self.running_cost))
+        if jumps:
+            options = {**options, "d_discontinuities": jumps}
+        if ts is None:
+            ts = self.t() if isinstance(self.t, torch.nn.Module) else self.t
         return solve(
             self.f,
-            y0,
-            self.t if ts is None else ts,
-            args=args,
+            x if self.input is None else self.input(x),
+            ts,
+            args=(*self._conditions(x), *args),
             algorithm=self.algorithm,
             sensealg=self.sensealg,
             rtol=self.rtol,
             atol=self.atol,
             running_cost=self.running_cost,
-            **self.options,
+            **options,
         )
 
+    def _conditions(self, x: Any) -> Iterator[Any]:
+        if isinstance(self.condition, torch.nn.ModuleList):
+            yield from (condition(x) for condition in self.condition)
+        elif self.condition is not None:
+            yield self.condition(x)
+
     def extra_repr(self) -> str:
-        t = self.t.tolist() if isinstance(self.t, Tensor) else list(self.t)
+        listed = self.t.tolist() if isinstance(self.t, Tensor) else self.t
+        t = "" if isinstance(listed, torch.nn.Module) else f"t={list(listed)}, "
         sensealg = "default" if self.sensealg is None else self.sensealg.name
-        return f"t={t}, algorithm={self.algorithm.name}, sensealg={sensealg}, rtol={self.rtol:g}, atol={self.atol:g}"
+        return f"{t}algorithm={self.algorithm.name}, sensealg={sensealg}, rtol={self.rtol:g}, atol={self.atol:g}"
 
 
-def _last(ys: Any) -> Any:
-    if isinstance(ys, dict):
-        return {key: _last(value) for key, value in ys.items()}
-    if isinstance(ys, tuple | list):
-        parts = [_last(value) for value in ys]
-        return type(ys)(*parts) if hasattr(ys, "_fields") else type(ys)(parts)
-    return ys[-1]
+def _discontinuities(part: Any) -> Iterator[float]:
+    """The times at which the modules of ``part`` say that they jump."""
+    if isinstance(part, torch.nn.Module):
+        for module in part.modules():
+            yield from getattr(module, "d_discontinuities", ())

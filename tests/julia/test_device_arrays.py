@@ -8,6 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import fields_of_densities  # noqa: F401  (registers its fields)
 import fields_of_dynamics
 import fields_of_operators  # noqa: F401  (registers its fields)
 import pytest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fields_of_densities  # noqa: F401  (registers its fields)
 import fields_of_dynamics
 import fields_of_operators  # noqa: F401  (registers its fields)
+import fields_of_series  # noqa: F401  (registers its fields)
 import pytest
 import torch
 from fields import FIELDS, Made

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fields_of_densities  # noqa: F401  (registers its fields)
 import fields_of_dynamics
 import fields_of_operators  # noqa: F401  (registers its fields)
 import pytest
