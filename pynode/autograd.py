@@ -69,20 +69,27 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        t, times, y0 = ctx.saved_tensors
         evaluation: Evaluation = ctx.evaluation
-        cotangents = _single(grad_outputs[0], evaluation.record)
-        time_gradient = any(ctx.needs_input_grad[1:3])
-        gradients, mesh = _gradients(evaluation, cotangents, t, times, time_gradient)
-        if torch.is_grad_enabled():  # create_graph=True
-            first = _First(evaluation, time_gradient, [g is not None for g in gradients], mesh)
-            present = [g for g in gradients if g is not None]
-            gradients = first.filled(_Gradient.apply(first, present, grad_outputs[0], t, times, y0, *evaluation.inputs))  # type: ignore[no-untyped-call]
-        kept = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[1:], strict=True)]
-        return (None, *kept)
+        return (None, *differentiated(evaluation, grad_outputs[0], ctx.saved_tensors, ctx.needs_input_grad[1:]))
 
 
-def _single(cotangents: Tensor, record: Record) -> Tensor:
+def differentiated(
+    evaluation: Evaluation, cotangents: Tensor, saved: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of ``<values, cotangents>`` with respect to ``(t, times, y0, *inputs)``, the first three of which are
+    ``saved``; differentiable themselves where a graph is being made."""
+    t, times, y0 = saved
+    time_gradient = any(needed[:2])
+    single_cotangents = single(cotangents, evaluation.record)
+    gradients, mesh = _gradients(evaluation, single_cotangents, t, times, time_gradient)
+    if torch.is_grad_enabled():  # create_graph=True
+        first = _First(evaluation, time_gradient, [g is not None for g in gradients], mesh)
+        present = [g for g in gradients if g is not None]
+        gradients = first.filled(_Gradient.apply(first, present, cotangents, t, times, y0, *evaluation.inputs))  # type: ignore[no-untyped-call]
+    return [g if need else None for g, need in zip(gradients, needed, strict=True)]
+
+
+def single(cotangents: Tensor, record: Record) -> Tensor:
     """``cotangents`` without their history, if they are not many at once."""
     try:
         if not active():
@@ -112,7 +119,7 @@ def _gradients(
         found = _pulled_back(evaluation, cotangents, time_gradient)
         parameters = dependencies.owed_gradients(found.parameters)
         _check_unchanged(evaluation, [g is not None for g in (*found.arguments, *found.parameters)])
-        _check_finite([found.y0, found.mesh, found.times, *found.arguments, *parameters], record)
+        check_finite([found.y0, found.mesh, found.times, *found.arguments, *parameters], record)
     t_gradient = times_gradient = None
     if found.mesh is not None:
         t_gradient = _Moving(backend, record, t).pulled_back(found.mesh)
@@ -151,7 +158,7 @@ class _Moving:
         return seed
 
 
-def _check_finite(gradients: Sequence[Tensor | None], record: Record, what: str = "gradient") -> None:
+def check_finite(gradients: Sequence[Tensor | None], record: Record, what: str = "gradient") -> None:
     """Raise GradientError where one of ``gradients`` (of y0, step boundaries, save times, then of all others) holds an
     infinity or a NaN."""
     dense = [g for g in gradients if g is not None and g.layout is torch.strided]
@@ -246,7 +253,7 @@ class _First:
             )
         second, tangents = found
         assert second.y0 is not None
-        _check_finite([second.y0], record, "second derivative")
+        check_finite([second.y0], record, "second derivative")
         t_part = None
         if moving is not None and second.mesh is not None:
             t_part = moving.pulled_back(second.mesh)

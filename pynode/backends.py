@@ -15,7 +15,7 @@ from pynode.controllers import PIDController
 from pynode.errors import InputError, explain
 from pynode.problem import ODEProblem
 from pynode.sensealg import SensitivityAlgorithm
-from pynode.solution import Counts, ReturnCode, Stats
+from pynode.solution import Counts, ReturnCode, Solution, Stats
 
 if TYPE_CHECKING:
     from pynode.dependencies import Dependencies
@@ -28,7 +28,7 @@ class Request:
     ``times`` are the save times in float64 in the direction of integration, ``times_tensor`` the same connected to the
     user's tensor. ``own_times`` tells that they were given apart from ``t`` (``SaveAt(ts=...)``); ``save_steps`` that
     the ends of the steps are saved instead. ``differentiable`` tells that the result needs a gradient,
-    ``time_gradient`` that some time needs one.
+    ``time_gradient`` that some time needs one. ``question`` is every option as the user gave it.
     """
 
     problem: ODEProblem
@@ -56,12 +56,17 @@ class Request:
     observer: Any
     compile: bool | str
     stats: Stats
+    question: tuple[Any, ...]
 
 
 class Record(Protocol):
     """What a backend remembers of a solve."""
 
-    request: Request
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        ...
+
     retcode: ReturnCode
     #: Time reached.
     t: float
@@ -114,6 +119,10 @@ class Backend(Protocol):
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
         """None, or a clause saying what is not supported."""
+
+    def repeated(self, f: Any, y0: Any, t: Any, question: tuple[Any, ...]) -> Solution | None:
+        """The solution where the same was asked before with other values, without the checks that it passed then;
+        None where it has to be asked in full."""
 
     def dependencies(
         self,

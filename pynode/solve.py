@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
-from pynode.autograd import Evaluation
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.problem import ODEProblem, check_times
+from pynode.queries import connected, queried, taped
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
@@ -33,7 +34,6 @@ from pynode.transforms import (
     moves,
     number,
     numbers,
-    refuse_queries,
     refuse_tangents,
     refuse_transform,
     transformed,
@@ -160,8 +160,15 @@ def solve(
         If the backend lacks the algorithm or the sensitivity algorithm, or if times or tolerances differ between the
         samples of a ``vmap``.
     """
-    problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
     engine = backend_from_name(backend)
+    question = (
+        *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
+        *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
+    )
+    repeated = engine.repeated(f, y0, t, question)
+    if repeated is not None:
+        return repeated
+    problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:
@@ -246,6 +253,7 @@ def solve(
         observer=observer,
         compile=compile,
         stats=stats,
+        question=question,
     )
     with problem.autocast():
         record = engine.solve(request)
@@ -276,7 +284,6 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
     """``shown``: how many of the save times the user asked for."""
     problem = request.problem
     layout = problem.state_layout
-    taped = request.differentiable and isinstance(request.sensealg, DirectAdjoint)
     reached = len(record.saved)
     if request.save_steps or reached < len(request.times):
         times, times_tensor = record.saved, request.times_tensor[:reached]
@@ -291,51 +298,31 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
     else:
         times, times_tensor = request.times, request.times_tensor
 
-    def connected(times: list[float], tensor: Tensor, values: Tensor, **query: bool) -> Tensor:
-        if not request.differentiable or taped:
-            return values
-        return Evaluation(engine, record, times, values, **query).connected(tensor)
-
-    def state(values: Tensor) -> Tensor:
-        return values if problem.cost_layout is None else values[..., : layout.size]
-
-    def evaluate(at: Tensor, derivative: bool) -> Any:
-        flat_times = at.reshape(-1)
-        if not taped:
-            refuse_queries(at)
-        floats = numbers("sol(t)'s t", flat_times)
-        wants_gradient = request.differentiable and torch.is_grad_enabled()
-        with problem.autocast():
-            values = engine.evaluate(record, floats, flat_times, derivative)
-        if wants_gradient:
-            values = connected(floats, flat_times, values, derivative=derivative)
-        return layout.unpack(state(values if at.ndim else values[0]))
-
     message = "" if record.retcode.successful else failure_message(record.retcode, record.t, record.detail)
-    values = connected(times, times_tensor, record.values, own_times=request.own_times)
+    values = connected(engine, record, times, times_tensor, record.values, own_times=request.own_times)
     running_cost = None
     if problem.cost_layout is not None:
         if times and times[-1] == record.t:
             end = values[-1]
         else:  # the solve failed between two save times
             at = torch.tensor([record.t], dtype=problem.t.dtype, device=problem.t.device)
-            if taped:
+            if taped(record):
                 end = engine.evaluate(record, [record.t], at, False)[0]
             else:
-                end = connected([record.t], at, record.end[None], own_times=False)[0]
+                end = connected(engine, record, [record.t], at, record.end[None], own_times=False)[0]
         running_cost = problem.cost_layout.unpack(end[layout.size :])
         if not request.save_steps:
             values, times_tensor = values[:shown], times_tensor[:shown]
     # Torch's tape was there for nothing where nothing has a gradient.
-    differentiated = request.differentiable and not (taped and not moves(values))
+    differentiated = request.differentiable and not (taped(record) and not moves(values))
     solution = Solution(
         ts=times_tensor,
-        ys=layout.unpack(state(values)),
+        ys=layout.unpack(values if problem.cost_layout is None else values[..., : layout.size]),
         retcode=record.retcode,
         stats=request.stats,
         algorithm=request.algorithm,
         sensealg=request.sensealg if differentiated else None,
-        evaluate=evaluate,
+        evaluate=functools.partial(queried, engine, record),
         span=(problem.times[0], record.t),
         message=message,
         running_cost=running_cost,

@@ -14,9 +14,10 @@ mutable struct Reply
     saved::Int64
     steps::Int64
     mismatch::Float64
+    finite::Int64
     message::String
 end
-Reply() = Reply(DONE, SUCCESS, NaN, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, "")
+Reply() = Reply(DONE, SUCCESS, NaN, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, "")
 
 function finish!(reply::Reply, status::Int32, message::String)
     reply.status = status
@@ -37,10 +38,14 @@ struct RawReply
     saved::Int64
     steps::Int64
     mismatch::Float64
+    finite::Int64
     length::Int64
     message::Ptr{UInt8}
     capacity::Int64
 end
+
+RawReply(r::Reply, length, message, capacity) = RawReply(r.status, r.retcode, r.t, r.solution, r.nf, r.nvjp, r.nvjp_p,
+    r.accepted, r.rejected, r.saved, r.steps, r.mismatch, r.finite, length, message, capacity)
 
 """Write a reply where Python reads it, the message cut to the room there is."""
 function answer(pointer::Ptr{RawReply}, reply::Reply)
@@ -48,19 +53,13 @@ function answer(pointer::Ptr{RawReply}, reply::Reply)
     text = codeunits(reply.message)
     used = min(length(text), Int(raw.capacity))
     GC.@preserve text unsafe_copyto!(raw.message, pointer_from(text), used)
-    unsafe_store!(pointer, RawReply(reply.status, reply.retcode, reply.t, reply.solution, reply.nf, reply.nvjp,
-        reply.nvjp_p, reply.accepted, reply.rejected, reply.saved, reply.steps, reply.mismatch, used, raw.message, raw.capacity))
+    unsafe_store!(pointer, RawReply(reply, used, raw.message, raw.capacity))
     return nothing
 end
 pointer_from(text) = pointer(text)
 
-"""Let go of what Python no longer needs: numbers at `dropped`."""
-function drop(dropped::Ptr{Int64}, n::Int64)
-    for i in 1:n
-        release(unsafe_load(dropped, i))
-    end
-    return nothing
-end
+"""Let go of what Python no longer needs."""
+drop(number::Int64)::Cvoid = release(number)
 
 function cross_solve(call::Ptr{SolveCall}, raw::Ptr{RawReply})::Cvoid
     reply = Reply()
@@ -174,7 +173,7 @@ function pointers()
         field = @cfunction(cross_field, Cvoid, (Int64, Int32, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Ptr{Cvoid}, Float64,
             Int32, Ptr{RawReply})),
         ensemble = @cfunction(cross_ensemble, Cvoid, (Ptr{EnsembleCall}, Ptr{RawReply})),
-        drop = @cfunction(drop, Cvoid, (Ptr{Int64}, Int64)),
+        drop = @cfunction(drop, Cvoid, (Int64,)),
     )
 end
 

@@ -120,7 +120,7 @@ function (r::VJPP)(g, λ, u, p, t)
     poll()
     out = place(field.g, g)
     field.vjp_p(out, taken(field.c, λ), taken(field.b, u), p, Float64(t))
-    field.strict && !isfinite(sum(out)) && throw(Refused("NOTFINITE"))
+    field.strict && !isfinite(sum(out)) && throw(NotFinite())
     put(g, out)
     return nothing
 end

@@ -11,6 +11,10 @@ struct Refused <: Exception
 end
 Base.showerror(io::IO, e::Refused) = print(io, e.message)
 
+"""A product that was not finite where quadrature would not end over it."""
+struct NotFinite <: Exception end
+Base.showerror(io::IO, ::NotFinite) = print(io, "a product with the Jacobian is not finite")
+
 """A warning of a reverse solve, whose return code SciMLSensitivity drops: the gradient would be wrong."""
 struct ReverseWarning <: Exception
     message::String
@@ -37,7 +41,7 @@ function code(retcode)
 end
 
 # How a crossing ended.
-const DONE, STOPPED, INTERRUPTED, REFUSED, REVERSE_WARNING, FAILED = Int32.(0:5)
+const DONE, STOPPED, INTERRUPTED, REFUSED, REVERSE_WARNING, FAILED, NOT_FINITE = Int32.(0:6)
 
 """Run `work` and write how it ended into `reply`."""
 function guarded(work, reply)
@@ -54,6 +58,8 @@ function guarded(work, reply)
             status, message = REVERSE_WARNING, error.message
         elseif error isa Refused
             status, message = REFUSED, error.message
+        elseif error isa NotFinite
+            status = NOT_FINITE
         else
             status, message = FAILED, sprint(showerror, error, catch_backtrace())
         end

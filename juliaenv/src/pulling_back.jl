@@ -78,8 +78,17 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
         order = sortperm(solution.t)
         field.anchors = Anchors(solution.t[order], solution.u[order], Int(c.checked))
     end
+    t0, t1 = solution.prob.tspan
     all = device_array(place, T, c.cotangents, n * m)
-    rows = V[all[((i - 1) * n + 1):(i * n)] for i in 1:m]
+    rows, stops = V[], Float64[]
+    start = fill!(similar(field.a), 0) # at the initial time nothing has been integrated yet
+    for i in 1:m
+        row = all[((i - 1) * n + 1):(i * n)]
+        times[i] == t0 && (start .+= row; continue)
+        iszero(row) && continue # the reverse solve would stop there for nothing
+        push!(rows, row)
+        push!(stops, times[i])
+    end
     if c.slopes != C_NULL
         slopes = device_array(place, T, c.slopes, n * (m + 1))
         y, slope = similar(field.a), similar(field.a)
@@ -93,7 +102,6 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
     end
     rtol = each ? T.(unsafe_wrap(Array, c.rtols, c.ntols)) : c.rtol
     atol = each ? T.(unsafe_wrap(Array, c.atols, c.ntols)) : c.atol
-    t0, t1 = solution.prob.tspan
     norm = DiffEqBase.ODE_DEFAULT_NORM
     if ranged
         bounds = unsafe_wrap(Array, c.ranges, 2 * c.nranges)
@@ -104,12 +112,21 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
         adaptive = c.adaptive != 0)
     more = chosen(common, c, t0 - t1)
     more = c.nstops == 0 ? more : (; more..., tstops = floats(c.stops, c.nstops))
+    out = device_array(place, T, c.dy0, n)
+    integral = field.np == 0 ? V(undef, 0) : device_array(place, T, c.dp, field.np)
     try
-        dy0, dp = with_logger(Strict()) do
-            adjoint(solution, algorithm, sensealg, times, Cotangents(rows), rtol, atol, more)
+        if isempty(rows)
+            fill!(out, 0)
+            fill!(integral, 0)
+        else
+            dy0, dp = with_logger(Strict()) do
+                adjoint(solution, algorithm, sensealg, stops, Cotangents(rows), rtol, atol, more)
+            end
+            copyto!(out, dy0)
+            field.np == 0 || copyto!(integral, vec(dp))
         end
-        copyto!(device_array(place, T, c.dy0, n), dy0)
-        field.np == 0 || copyto!(device_array(place, T, c.dp, field.np), vec(dp))
+        out .+= start
+        reply.finite = isfinite(sum(out)) && isfinite(sum(integral))
     finally
         field.anchors === nothing || (reply.mismatch = mismatch(field.anchors, c.noise))
         field.anchors = nothing

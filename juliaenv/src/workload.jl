@@ -10,7 +10,7 @@ function rehearse(::Type{T}, work) where {T}
     y0, p, values, final = T[1, 0], T[1, 1], zeros(T, 4), zeros(T, 2)
     times = [0.5, 1.0]
     message = zeros(UInt8, 1024)
-    raw = Ref(RawReply(0, 0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, pointer(message), 1024))
+    raw = Ref(RawReply(Reply(), 0, pointer(message), 1024))
     GC.@preserve y0 p values final times message begin
         work(field, (; y0, p, values, final, times, raw))
     end

@@ -1,7 +1,8 @@
 """The Julia backend beside torchdiffeq and jitted diffrax: forward and gradient, crossing into Julia included.
 
-All solve with Dormand-Prince 5(4) at the same tolerances, in one process, on one thread, in alternating slots; diffrax
-is timed on jax's own arrays, so that no crossing is counted against it. ``sum(y(t[-1])**2)`` is differentiated.
+All solve with Dormand-Prince 5(4) at the same tolerances, in one process, on one thread, in alternating slots of equal
+length; diffrax is timed on jax's own arrays, so that no crossing is counted against it. ``sum(y(t[-1])**2)`` is
+differentiated.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ NATIVE, DIFFRAX = "torch DP5", "diffrax Dopri5, jitted"
 #: What is owed on the spiral: (contestant, times as fast).
 OWED_FORWARD = ((PEER, 45.0), (DIFFRAX, 1.0))
 OWED_GRADIENT = ((ADJOINT, 80.0), (BACKPROP, 15.0), (DIFFRAX, 1.5))
+
+#: Seconds of each contestant's slot.
+SLOT = 0.03
 
 Computed = Callable[[Case], list[Tensor]]
 
@@ -183,7 +187,7 @@ def _measure(name: str, rounds: int, draws: int, peers: bool, report: Report) ->
             key: root_mean_square([error(compute(case), truth) for case, truth in zip(cases, truths, strict=True)])
             for key, compute in contestants.items()
         }
-        timings = alternate(slots, rounds)
+        timings = alternate(slots, rounds, slot=SLOT)
         ours = FORWARD if title == "forward" else GAUSS
         report.tables.append(_table(f"{title}, {cases[0].title}", timings, errors, ours))
         for peer, least in owed:

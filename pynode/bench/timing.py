@@ -7,6 +7,7 @@ and their median over rounds, so that a drift of the machine cancels.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ def alternate(
     rounds: int,
     *,
     calls: Mapping[str, int] | None = None,
+    slot: float = 0.0,
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -48,6 +50,9 @@ def alternate(
     rounds : int
     calls : mapping of name to int, optional
         Calls per slot, 1 by default: raise it for a contestant too quick for the clock.
+    slot : float
+        Seconds that a slot lasts at least: a contestant that is quicker is called several times in it, as a training
+        loop would, so that it is not timed on caches that the slower ones have filled.
     warmup : int
         Untimed calls of each contestant before the first round.
     clock : callable
@@ -60,9 +65,14 @@ def alternate(
     """
     names: Sequence[str] = list(contestants)
     repeat = {name: (calls or {}).get(name, 1) for name in names}
-    for call in contestants.values():
+    for name, call in contestants.items():
+        quickest = math.inf
         for _ in range(warmup):
+            start = clock()
             call()
+            quickest = min(quickest, clock() - start)
+        if slot and quickest > 0:
+            repeat[name] = max(repeat[name], math.ceil(slot / quickest))
     samples: dict[str, list[float]] = {name: [] for name in names}
     enabled = gc.isenabled()
     gc.disable()

@@ -83,15 +83,21 @@ def _parts(dtype: torch.dtype) -> dict[str, str]:
 
 #: Name to text.
 _FUNCTIONS: dict[str, str] = {
-    "expm1_parts": """
-# exp(x) = 2^k (1 + q): q and the two factors 2^(k ÷ 2), 2^(k - k ÷ 2), without a branch
-@inline function expm1_parts(x::T)
+    "reduced_": """
+# exp(x) = 2^k (1 + q), without a branch
+@inline function reduced_(x::T)
     shifted = muladd(x, {inverse_ln2}, {magic})
     k = reinterpret({integer}, shifted) - reinterpret({integer}, {magic})
     n = shifted - {magic}
     r = muladd(n, -({ln2_high}), x)
     r = muladd(n, -({ln2_low}), r)
-    q = muladd(r * r, evalpoly(r, ({coefficients})), r)
+    return muladd(r * r, evalpoly(r, ({coefficients})), r), k
+end
+""",
+    "expm1_parts": """
+# q and 2^k in two factors, one of which alone could be too large or too small
+@inline function expm1_parts(x::T)
+    q, k = reduced_(x)
     half = k >> 1
     a = reinterpret(T, (half + {bias}) << {mantissa})
     b = reinterpret(T, (k - half + {bias}) << {mantissa})
@@ -119,8 +125,8 @@ end
     "tanh_": """
 @inline function tanh_(x::T)
     y = ifelse(x > {tanh_end}, {tanh_end}, ifelse(x < -{tanh_end}, -{tanh_end}, x))
-    q, a, b = expm1_parts(y + y)
-    s = a * b
+    q, k = reduced_(y + y)
+    s = reinterpret(T, (k + {bias}) << {mantissa})
     e = muladd(s, q, s - one(T))
     return e / (e + T(2))
 end

@@ -13,9 +13,16 @@ from typing import Any
 from pynode.errors import PynodeError, UnsupportedError, explain
 
 _MESSAGE = 16384
+_ROOM = (c_char * _MESSAGE)()
+_ADDRESS = ctypes.addressof(_ROOM)
 
 
-class SolveCall(ctypes.Structure):
+class _Call(ctypes.Structure):
+    arrays: list[Any]
+    """What has to live as long as the addresses in the call are used."""
+
+
+class SolveCall(_Call):
     """``SolveCall`` of juliaenv/src/solving.jl."""
 
     _fields_ = (
@@ -51,7 +58,7 @@ class SolveCall(ctypes.Structure):
     )
 
 
-class PullBackCall(ctypes.Structure):
+class PullBackCall(_Call):
     """``PullBackCall`` of juliaenv/src/pulling_back.jl."""
 
     _fields_ = (
@@ -105,27 +112,25 @@ class Reply(ctypes.Structure):
         ("saved", c_int64),
         ("steps", c_int64),
         ("mismatch", c_double),
+        ("finite", c_int64),
         ("length", c_int64),
         ("message", c_void_p),
         ("capacity", c_int64),
     )
 
     def __init__(self) -> None:
-        super().__init__()
-        self._room = (c_char * _MESSAGE)()
-        self.message = ctypes.addressof(self._room)
-        self.capacity = _MESSAGE
+        super().__init__(message=_ADDRESS, capacity=_MESSAGE)
+        #: What Julia had to say.
+        self.text = ""
 
-    @property
-    def text(self) -> str:
-        """What Julia had to say."""
-        if not self.length:
-            return ""
-        return bytes(memoryview(self._room)[: self.length]).decode(errors="replace")
+    def read(self) -> None:
+        """Take the text out of the room that all replies share, before another one is written there."""
+        if self.length:
+            self.text = bytes(memoryview(_ROOM)[: self.length]).decode(errors="replace")
 
 
 #: How a crossing ended, as in juliaenv/src/messages.jl.
-DONE, STOPPED, INTERRUPTED, REFUSED, REVERSE_WARNING, FAILED = range(6)
+DONE, STOPPED, INTERRUPTED, REFUSED, REVERSE_WARNING, FAILED, NOT_FINITE = range(7)
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "solve": (POINTER(SolveCall), POINTER(Reply)),
@@ -138,7 +143,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "named": (c_void_p, c_int64, POINTER(Reply)),
     "field": (c_int64, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_double, c_int32, POINTER(Reply)),
     "ensemble": (c_void_p, POINTER(Reply)),
-    "drop": (c_void_p, c_int64),
+    "drop": (c_int64,),
 }
 
 
@@ -173,9 +178,9 @@ def checked(reply: Reply) -> Reply:
     if status == STOPPED:
         raise CallbackError("a Python callback failed")
     text = reply.text
+    if status == NOT_FINITE:
+        raise NotFiniteError("a product with the Jacobian is not finite")
     if status == REFUSED:
-        if text == "NOTFINITE":
-            raise NotFiniteError("a product with the Jacobian is not finite")
         raise UnsupportedError(
             explain(
                 f"Julia: {text}",

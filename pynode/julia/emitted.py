@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -58,11 +58,19 @@ class EmittedRoute:
     def __init__(self, program: LoadedProgram, constants: list[Tensor], inputs: list[Tensor], used: list[bool]) -> None:
         self._program, self.inputs, self.used = program, inputs, used
         self.number = program.number
+        #: What is known of the field, where that is kept.
+        self.entry: Any = None
         self._constants = constants
         self._versions = [x._version for x in constants]
 
+    def again(self) -> EmittedRoute:
+        """The same route for another solve, with constants as they are now."""
+        return EmittedRoute(self._program, self._constants, self.inputs, self.used) if self._constants else self
+
     def prepare(self) -> None:
         """Give the program the values it had in this solve."""
+        if not self._constants:
+            return
         if any(x._version != version for x, version in zip(self._constants, self._versions, strict=True)):
             raise GradientError(
                 explain(
@@ -75,10 +83,13 @@ class EmittedRoute:
 
     def vector(self) -> Tensor:
         """The parameter vector: a copy of the tensors it consists of."""
-        parts = [x.detach().reshape(-1) for x in self.inputs]
-        if len(parts) == 1:
-            return parts[0].clone(memory_format=torch.contiguous_format)
-        return torch.cat(parts) if parts else torch.zeros(1)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.vector()
+        if len(self.inputs) > 1:
+            flat: Tensor = torch._utils._flatten_dense_tensors(self.inputs)  # type: ignore[no-untyped-call]
+            return flat
+        return self.inputs[0].flatten().clone() if self.inputs else torch.zeros(1)
 
     def failed(self) -> BaseException:
         """Python is not called on this route."""

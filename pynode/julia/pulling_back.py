@@ -16,7 +16,7 @@ from pynode.algorithms import FixedStep, JuliaAlgorithm
 from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, SolveError, explain, not_finite
 from pynode.julia.callback import real_size, shaped_like
-from pynode.julia.crossing import NotFiniteError, PullBackCall, ReverseSolveError
+from pynode.julia.crossing import NotFiniteError, PullBackCall, Reply, ReverseSolveError
 from pynode.julia.names import controller_number, number_of, sensealg_expression
 from pynode.julia.record import JuliaRecord
 from pynode.native.meshes import mesh_of
@@ -63,7 +63,11 @@ def pull_back(record: JuliaRecord, query: Query, cotangents: Tensor) -> Gradient
     adjoint = cotangents.new_zeros(problem.layout.size)
     vector = adjoint.new_zeros(sum(real_size(x) for x in record.route.inputs))
     if stops:
-        _reverse(record, stops, seeds, slopes, adjoint, vector)
+        call, listed = reverse_call(record), np.array(stops)
+        call.solution, call.times, call.ntimes = record.solution, listed.ctypes.data, len(stops)
+        call.cotangents, call.slopes = seeds.data_ptr(), None if slopes is None else slopes.data_ptr()
+        call.dy0, call.dp = adjoint.data_ptr(), vector.data_ptr() if vector.numel() else None
+        reverse(record, sensealg, call)
     elif slopes is not None:
         field = problem.field(request.stats.backward)
         slopes[0] = field(field.time(t0), problem.y0.detach())
@@ -100,10 +104,9 @@ def _parted(record: JuliaRecord, vector: Tensor, moved: bool) -> tuple[list[Tens
     return found[:count], found[count:]
 
 
-def _reverse(
-    record: JuliaRecord, stops: list[float], seeds: Tensor, slopes: Tensor | None, adjoint: Tensor, vector: Tensor
-) -> None:
-    """Run the reverse solve; fills ``slopes``, ``adjoint`` and ``vector``."""
+def reverse_call(record: JuliaRecord) -> PullBackCall:
+    """A reverse solve as far as it is the same for every solve of the question: without the addresses of this one's
+    tensors. It keeps alive the arrays whose addresses it has."""
     request, engine = record.request, record.engine
     problem, own = request.problem, request.sensealg
     assert isinstance(own, ContinuousAdjoint)
@@ -119,25 +122,14 @@ def _reverse(
     jumps = np.array(sorted(request.jumps if own.d_discontinuities is None else own.d_discontinuities))
     rtol = request.rtol if own.rtol is None else own.rtol
     atol = request.atol if own.atol is None else own.atol
-    channels = vector.numel()
+    channels = sum(real_size(x) for x in record.route.inputs)
     each = any(isinstance(x, Tensor) and x.numel() > 1 for x in (rtol, atol))
     rtols, atols = (_spread(record, x, channels) if each else None for x in (rtol, atol))
     least = [float(x.min()) if isinstance(x, Tensor) else float(x) for x in (rtol, atol)] if not fixed else [1e-6, 1e-6]
-    expression = sensealg_expression(own, *least)
     ranges = _ranges(record)
-    times = np.array(stops)
-    seeds = seeds.contiguous()
-    controller = own.controller or request.controller
     call = PullBackCall(
-        solution=record.solution,
-        sensealg=engine.named(expression),
+        sensealg=engine.named(sensealg_expression(own, *least)),
         algorithm=0 if own.algorithm is None else number_of(engine, own.algorithm),
-        times=times.ctypes.data,
-        ntimes=len(stops),
-        cotangents=seeds.data_ptr(),
-        slopes=None if slopes is None else slopes.data_ptr(),
-        dy0=adjoint.data_ptr(),
-        dp=vector.data_ptr() if channels else None,
         rtol=least[0],
         atol=least[1],
         rtols=None if rtols is None else rtols.ctypes.data,
@@ -153,7 +145,7 @@ def _reverse(
         maxiters=own.max_steps or request.max_steps,
         ranges=ranges.ctypes.data,
         nranges=len(ranges),
-        controller=controller_number(engine, controller),
+        controller=controller_number(engine, own.controller or request.controller),
         adaptive=not fixed,
         force_dtmin=request.force_dtmin,
         joint=isinstance(own, BacksolveAdjoint | InterpolatingAdjoint),
@@ -161,7 +153,21 @@ def _reverse(
         checked=problem.norm_layout.size if _checks(own) else 0,
         noise=100.0 * least[1] * math.sqrt(problem.norm_layout.size),
     )
-    counts = request.stats.backward
+    call.arrays = [halts, jumps, rtols, atols, ranges]
+    return call
+
+
+def reverse(record: JuliaRecord, own: ContinuousAdjoint, call: PullBackCall) -> Reply:
+    """Run a reverse solve, and count its work.
+
+    Raises
+    ------
+    SolveError
+        If it does not reach the initial time.
+    GradientError
+        If a product is not finite, or a state integrated backward is not what it had been.
+    """
+    counts = record.stats.backward
     try:
         reply = record.call("pull_back", ctypes.byref(call))
     except ReverseSolveError as error:
@@ -175,6 +181,7 @@ def _reverse(
     counts.nvjp += max(reply.nvjp, reply.nvjp_p) if call.joint else reply.nvjp + reply.nvjp_p
     if isinstance(own, BacksolveAdjoint):
         _check_reconstruction(own, float(reply.mismatch))
+    return reply
 
 
 def _checks(own: ContinuousAdjoint) -> bool:

@@ -17,7 +17,9 @@ class JuliaRecord:
     """A solve in Julia: its request, how it ended, its saved values, and the number Julia knows it by."""
 
     def __init__(self, request: Request, engine: Julia, route: Route) -> None:
-        self.request, self.engine, self.route = request, engine, route
+        self._request: Request | None = request
+        self.engine, self.route = engine, route
+        self.stats, self.device = request.stats, request.problem.layout.device
         self.solution = 0
         self.parameters = route.vector()
         self.retcode = ReturnCode.Success
@@ -28,6 +30,21 @@ class JuliaRecord:
         self.saved: list[float] = []
         self.steps = 0
 
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        if self._request is None:
+            self._request = self.made()
+        return self._request
+
+    def made(self) -> Request:
+        """The request, where it was not there from the beginning."""
+        raise NotImplementedError
+
+    def kept(self) -> int:
+        """Julia's number of the solution, with dense output."""
+        return self.solution
+
     def __del__(self) -> None:
         if getattr(self, "solution", 0):
             self.engine.drop(self.solution)
@@ -35,7 +52,7 @@ class JuliaRecord:
     def call(self, name: str, *args: Any) -> Reply:
         """A crossing that may evaluate the field."""
         self.route.prepare()
-        synchronize(self.request.problem.layout.device)
+        synchronize(self.device)
         try:
             return self.engine.call(name, *args)
         except CallbackError:

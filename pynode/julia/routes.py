@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,8 +52,9 @@ class Route(Protocol):
 
 
 @dataclass
-class _Capture:
-    """What a field was captured as; ``program`` is None where it cannot be."""
+class Capture:
+    """What a field was captured as; ``program`` is None where it cannot be. ``used`` tells which of the tensors of the
+    parameter vector the field depends on."""
 
     program: Program | None
     used: list[bool]
@@ -60,7 +62,7 @@ class _Capture:
 
 
 @dataclass
-class _Entry:
+class Entry:
     """What is known of a field under a signature, as long as ``watch`` sees no change.
 
     ``held`` keeps the arguments alive whose identities are in the signature; ``fixed`` are tensors that are part of a
@@ -73,20 +75,33 @@ class _Entry:
     fixed: list[Tensor]
     versions: list[int]
     dependencies: Dependencies
-    capture: _Capture | None = None
+    capture: Capture | None = None
+    #: What repeated solves go by (:mod:`pynode.julia.lanes`).
+    lanes: list[Any] = field(default_factory=list)
 
-    def current(self, signature: Any) -> bool:
-        return (
-            self.signature == signature and self.versions == [x._version for x in self.fixed] and self.watch.unchanged()
-        )
+    def current(self) -> bool:
+        """Whether the field is still what it was."""
+        return self.versions == [x._version for x in self.fixed] and self.watch.unchanged()
 
 
-_ENTRIES: weakref.WeakKeyDictionary[Any, list[_Entry]] = weakref.WeakKeyDictionary()
+_ENTRIES: weakref.WeakKeyDictionary[Any, list[Entry]] = weakref.WeakKeyDictionary()
 _KEPT = 8  # signatures of one field, such as the sizes of batches
+
+_TRACING = threading.RLock()  # torch's tracers patch torch itself
 
 _PROGRAMS: dict[tuple[str, int], LoadedProgram] = {}
 _FORCED: list[str] = []
 _ANNOUNCED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def entries_of(f: Any) -> Sequence[Entry]:
+    """What is known of a field, by signature; nothing while fields are called back."""
+    if _FORCED:
+        return ()
+    try:
+        return _ENTRIES.get(f, ())
+    except TypeError:  # no weak reference, or no hash
+        return ()
 
 
 @contextlib.contextmanager
@@ -108,7 +123,7 @@ def dependencies_of(
     signature = _signature(problem, allow_unused, jump)
     entries = _ENTRIES.setdefault(problem.f, [])
     for entry in entries:
-        if entry.current(signature):
+        if entry.signature == signature and entry.current():
             return _renewed(entry, problem)
     entries[:] = [x for x in entries if x.signature != signature][-_KEPT + 1 :]
     dependencies = Dependencies(problem, counts, None, allow_unused, jump)
@@ -121,12 +136,12 @@ def dependencies_of(
     fixed = [x for x in watch.tensors if id(x) not in inputs and not x.is_inference()]
     lasting = copy.copy(dependencies)
     lasting.problem, lasting.arguments = None, []  # type: ignore[assignment]
-    entry = _Entry(signature, watch, held, fixed, [x._version for x in fixed], lasting)
+    entry = Entry(signature, watch, held, fixed, [x._version for x in fixed], lasting)
     entries.append(entry)
     return _renewed(entry, problem)
 
 
-def _renewed(entry: _Entry, problem: ODEProblem) -> Dependencies:
+def _renewed(entry: Entry, problem: ODEProblem) -> Dependencies:
     found = copy.copy(entry.dependencies)
     found.problem = problem
     found.arguments = problem.arguments.tensors
@@ -168,20 +183,23 @@ def route_for(engine: Julia, request: Request) -> Route:
         with problem.autocast(), contextlib.suppress(GradientError):
             dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
     inputs = [] if dependencies is None else [*dependencies.arguments, *dependencies.parameters]
-    entry: _Entry | None = None if dependencies is None else dependencies.known
+    entry: Entry | None = None if dependencies is None else dependencies.known
     captured = None if entry is None else entry.capture
     if captured is None:
-        captured = _captured(problem, dependencies)
-        if entry is not None:
-            entry.capture = captured
+        with _TRACING:
+            captured = (entry and entry.capture) or _captured(problem, dependencies)
+            if entry is not None:
+                entry.capture = captured
     if captured.program is None or _FORCED:
         return CallbackRoute(engine, problem, dependencies)
     device = 0 if problem.layout.device.type == "cpu" else 1
     program = _loaded(engine, captured, problem, inputs, device)
-    return EmittedRoute(program, captured.program.constants, inputs, captured.used)
+    route = EmittedRoute(program, captured.program.constants, inputs, captured.used)
+    route.entry = entry
+    return route
 
 
-def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> _Capture:
+def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture:
     try:
         found = capture(problem, dependencies)
         array = "Array" if problem.layout.device.type == "cpu" else "CuArray"
@@ -192,12 +210,12 @@ def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> _Captur
             if _weakly(f):
                 _ANNOUNCED.add(f)
             warnings.warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning, stacklevel=6)
-        return _Capture(None, [])
+        return Capture(None, [])
     outputs: Any = found.graphs["vjp_p"].graph.output_node().args[0]
-    return _Capture(program, [x is not None for x in outputs])
+    return Capture(program, [x is not None for x in outputs])
 
 
-def _loaded(engine: Julia, captured: _Capture, problem: ODEProblem, inputs: list[Tensor], device: int) -> LoadedProgram:
+def _loaded(engine: Julia, captured: Capture, problem: ODEProblem, inputs: list[Tensor], device: int) -> LoadedProgram:
     if device not in captured.loaded:
         assert captured.program is not None
         key = (captured.program.source, device)

@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from pynode.errors import UnsupportedError, explain
 from pynode.julia import inventory
 from pynode.julia.crossing import Reply, checked, functions
@@ -65,7 +63,9 @@ class Julia:
     """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._forked = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave)
         self._lock = threading.RLock()
         self._dropped: deque[int] = deque()
         self._named: dict[str, int] = {}
@@ -94,9 +94,9 @@ class Julia:
         self._functions = functions({name: int(at) for name, at in (part.split("=") for part in text.split())})
         _park()
 
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        if os.getpid() != self._pid:
+    def _check_process(self) -> None:
+        """Raise UnsupportedError where Julia must not be entered."""
+        if self._forked:
             raise UnsupportedError(
                 explain(
                     "Julia was started in the parent of this forked process",
@@ -115,28 +115,30 @@ class Julia:
                     "pynode first",
                 )
             )
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        self._check_process()
         with self._lock:
             yield
+
+    def _leave(self) -> None:
+        self._forked = True
 
     def call(self, name: str, *args: Any) -> Reply:
         """Call a C function; its reply. Raises what the reply says."""
         reply = Reply()
-        with self._inside():
-            if self._dropped:
-                self._drop()
+        self._check_process()
+        with self._lock:
+            while self._dropped:
+                self._functions["drop"](self._dropped.popleft())
             self._functions[name](*args, ctypes.byref(reply))
+            reply.read()
         return checked(reply)
 
     def drop(self, number: int) -> None:
         """Let Julia forget what it holds under ``number``, at the next call. May run in a finaliser."""
         self._dropped.append(number)
-
-    def _drop(self) -> None:
-        numbers = []
-        while self._dropped:
-            numbers.append(self._dropped.popleft())
-        array = np.array(numbers, dtype=np.int64)
-        self._functions["drop"](array.ctypes.data, len(numbers))
 
     def named(self, expression: str) -> int:
         """The number of the algorithm, controller or sensitivity algorithm that a Julia expression means."""

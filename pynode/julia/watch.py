@@ -7,6 +7,7 @@ replaced, a flag that was switched or a tensor that took the place of another on
 from __future__ import annotations
 
 import functools
+import operator
 import types
 import weakref
 from collections.abc import Callable, Iterable
@@ -36,13 +37,12 @@ class Watch:
         self._readers: list[Callable[[], Any]] = []
         self._walk(list(roots))
         self._held = self._read()
-        self._identities = [*map(id, self._held)]
         self._flags = [x.requires_grad for x in self.tensors]
 
     def unchanged(self) -> bool:
         """Whether everything reachable is still the same objects, tensors asking for gradients as they did."""
-        now = self._read()  # alive during the comparison, so that no identity is another object's
-        if [*map(id, now)] != self._identities or not self.complete:
+        now = self._read()
+        if len(now) != len(self._held) or not all(map(operator.is_, now, self._held)) or not self.complete:
             return False
         return [x.requires_grad for x in self.tensors] == self._flags
 

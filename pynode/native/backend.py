@@ -49,7 +49,7 @@ from pynode.sensealg import (
     ReversibleAdjoint,
     SensitivityAlgorithm,
 )
-from pynode.solution import Counts, ReturnCode
+from pynode.solution import Counts, ReturnCode, Solution
 from pynode.transforms import moves, numbers, transformed
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
@@ -257,6 +257,9 @@ class NativeBackend:
             if algorithm.perturb:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         return None
+
+    def repeated(self, f: Any, y0: Any, t: Any, question: tuple[Any, ...]) -> Solution | None:
+        return None  # what f depends on is found anew for every solve
 
     def dependencies(
         self, problem: ODEProblem, counts: Counts, params: Any, allow_unused: bool, jump: float
