@@ -101,6 +101,24 @@ class Arguments:
         replaced: tuple[Any, ...] = rebuild(self.args, iter(leaves))
         return replaced
 
+    def values(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """The tensors of a precision and device in ``args`` that require no gradient: data."""
+        return [self.leaves[i] for i in self._values(dtype, device)]
+
+    def with_values(self, values: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Arguments:
+        """The same with other data."""
+        leaves = list(self.leaves)
+        for index, tensor in zip(self._values(dtype, device), values, strict=True):
+            leaves[index] = tensor
+        return Arguments(rebuild(self.args, iter(leaves)))
+
+    def _values(self, dtype: torch.dtype, device: torch.device) -> list[int]:
+        return [
+            i
+            for i, x in enumerate(self.leaves)
+            if isinstance(x, Tensor) and not x.requires_grad and x.dtype == dtype and x.device == device
+        ]
+
 
 _autocast_available = functools.cache(torch.amp.is_autocast_available)
 

@@ -32,7 +32,7 @@ __all__ = ["Captured", "NotCapturable", "Slot", "capture"]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a differentiable tensor lies in the parameter vector."""
+    """Where a tensor lies in the parameter vector."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,15 +48,16 @@ class Captured:
     """A field as graphs.
 
     Every graph has the placeholders ``t`` (0-dim), ``u`` (n,), ``a`` (n,), ``p0``, ``p1``... (the differentiable
-    tensors) and ``c0``, ``c1``... (the constants), as far as it uses them, and returns a list: ``f``: the derivative
-    (n,); ``vjp``: ``a·∂f/∂u`` (n,) or None; ``vjp_p``: ``a·∂f/∂p_i`` or None for each slot; ``vjp_t``: the 0-dim
-    ``a·∂f/∂t`` or None; ``tgrad``: ``∂f/∂t`` (n,) or None. None stands where there is no dependence.
+    tensors, then data) and ``c0``, ``c1``... (the constants), as far as it uses them, and returns a list: ``f``: the
+    derivative (n,); ``vjp``: ``a·∂f/∂u`` (n,) or None; ``vjp_p``: ``a·∂f/∂p_i`` or None for each slot; ``vjp_t``: the
+    0-dim ``a·∂f/∂t`` or None; ``tgrad``: ``∂f/∂t`` (n,) or None. None stands where there is no dependence, or where
+    none is asked for.
 
     Attributes
     ----------
     graphs : dict of str to torch.fx.GraphModule
     slots : tuple of Slot
-        The differentiable tensors, ``Dependencies.arguments`` then ``.parameters``.
+        The differentiable tensors, ``Dependencies.arguments`` then ``.parameters``, and data.
     constants : tuple of Tensor
         Values of the constants.
     dtype : torch.dtype
@@ -79,7 +80,9 @@ class Captured:
         return sum(slot.size for slot in self.slots)
 
 
-def capture(problem: ODEProblem, dependencies: Dependencies | None = None, products: bool = True) -> Captured:
+def capture(
+    problem: ODEProblem, dependencies: Dependencies | None = None, products: bool = True, data: bool = False
+) -> Captured:
     """Trace the field of ``problem`` and its products with a cotangent.
 
     Parameters
@@ -89,6 +92,9 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None, produ
         The tensors that make up the parameter vector; without it, all that f uses are constants.
     products : bool
         False leaves all graphs but that of f out, and their tracing.
+    data : bool
+        The tensors in ``args`` that require no gradient follow in the parameter vector, where every solve may have its
+        own; otherwise they are constants.
 
     Raises
     ------
@@ -98,10 +104,10 @@ def capture(problem: ODEProblem, dependencies: Dependencies | None = None, produ
     """
     # Outside inference mode, whose tensors autograd cannot follow.
     with torch.inference_mode(False):
-        return _capture(problem, dependencies, products)
+        return _capture(problem, dependencies, products, data)
 
 
-def _capture(problem: ODEProblem, dependencies: Dependencies | None, products: bool) -> Captured:
+def _capture(problem: ODEProblem, dependencies: Dependencies | None, products: bool, data: bool) -> Captured:
     layout = problem.layout
     if not layout.is_real:
         raise NotCapturable(
@@ -109,7 +115,7 @@ def _capture(problem: ODEProblem, dependencies: Dependencies | None, products: b
         )
     given = problem.arguments.tensors if dependencies is not None else []
     parameters = list(dependencies.parameters) if dependencies is not None else []
-    tracer = _Tracer(problem, given, parameters)
+    tracer = _Tracer(problem, given, parameters, problem.arguments.values(layout.dtype, layout.device) if data else [])
     joint = tracer.trace(_joint if products else _derivative)
     index = {"f": [0]}
     if products:
@@ -159,7 +165,9 @@ def _joint(
     out = field(t, u)
     if not out.requires_grad:
         return [out, *[None] * (2 + len(inputs))]
-    return [out, *torch.autograd.grad(out, [t, u, *inputs], a, allow_unused=True)]
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(out, [t, u, *wanted], a, allow_unused=True))
+    return [out, next(found), next(found), *(next(found) if x.requires_grad else None for x in inputs)]
 
 
 def _tangent(
@@ -175,10 +183,12 @@ def _tangent(
 class _Tracer:
     """Traces functions of the field of one problem, with the same numbering of constants in all of them."""
 
-    def __init__(self, problem: ODEProblem, arguments: list[Tensor], parameters: list[Tensor]) -> None:
+    def __init__(
+        self, problem: ODEProblem, arguments: list[Tensor], parameters: list[Tensor], data: list[Tensor]
+    ) -> None:
         self.problem = problem
-        self.arguments = arguments
-        self.inputs = [*arguments, *parameters]
+        self.arguments, self.data = arguments, data
+        self.inputs = [*arguments, *parameters, *data]
         self.parameters = parameters
         self.constants: list[Tensor] = []
         self.time = problem.field(Counts()).time(problem.times[0])
@@ -187,18 +197,23 @@ class _Tracer:
         """``function(field, t, u, a, inputs)`` as a functional graph of core operators."""
         layout, problem = self.problem.layout, self.problem
         parameters = self.parameters
-        own = [x.detach() for x in self.arguments]
+        own = [x.detach() for x in (*self.arguments, *self.data)]
+        count = len(self.arguments)
         u = problem.y0.detach().clone()
 
         def run(t: Tensor, u: Tensor, a: Tensor, *given: Tensor) -> Any:
             with torch.enable_grad(), problem.autocast():
                 t, u, a = (x.detach().requires_grad_() for x in (t, u, a))
-                arguments = [x.detach().requires_grad_() for x in given]
+                arguments = [x.detach().requires_grad_() for x in given[:count]]
+                data = [x.detach() for x in given[count:]]
                 base = problem.field(Counts())
-                if arguments:
-                    base = base.with_args(problem.arguments.replaced(arguments))
+                if given:
+                    changed = problem.arguments
+                    if data:
+                        changed = changed.with_values(data, layout.dtype, layout.device)
+                    base = base.with_args(changed.replaced(arguments) if arguments else changed.args)
                 field = located(Field(base.f, base.args, layout.released(), Counts()))
-                return function(field, t, u, a, [*arguments, *parameters])
+                return function(field, t, u, a, [*arguments, *parameters, *data])
 
         frozen = [x for x in parameters if not x.requires_grad]
         for x in frozen:
@@ -227,8 +242,11 @@ class _Tracer:
         names = ["t", "u", "a", *(f"p{i}" for i in range(len(self.inputs)))]
         values = [self.time, self.problem.y0.detach(), self.problem.y0.detach(), *(x.detach() for x in self.inputs)]
         placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-        lifted: dict[str, int] = {node.name: i for i, node in enumerate(placeholders)}
-        known = {id(x): 3 + len(self.arguments) + i for i, x in enumerate(self.parameters)}
+        # The traced function has no parameters among its arguments.
+        first, skipped = 3 + len(self.arguments), len(self.parameters)
+        places = [i if i < first else i + skipped for i in range(len(placeholders))]
+        lifted: dict[str, int] = {node.name: i for node, i in zip(placeholders, places, strict=True)}
+        known = {id(x): first + i for i, x in enumerate(self.parameters)}
         known |= {id(x): len(names) + i for i, x in enumerate(self.constants)}
         for node in traced.graph.nodes:
             if node.op == "get_attr":
@@ -243,7 +261,7 @@ class _Tracer:
         def run(*inputs: Tensor) -> Any:
             interpreter = _Lifted(traced, {name: inputs[i] for name, i in lifted.items()})
             with preserve_node_meta(), torch.no_grad():
-                return interpreter.run(*inputs[: len(placeholders)])
+                return interpreter.run(*(inputs[i] for i in places))
 
         functional = torch.func.functionalize(run, remove="mutations")
         module = make_fx(functional, decomposition_table=TABLE, tracing_mode="fake")(*values)
@@ -302,9 +320,12 @@ def _slots(problem: ODEProblem, inputs: Sequence[Tensor]) -> tuple[Slot, ...]:
             for name, parameter in thing.named_parameters():
                 names.setdefault(id(parameter), name)
     count = len(problem.arguments.tensors) if len(inputs) else 0
+    data = {id(x) for x in problem.arguments.leaves if isinstance(x, Tensor) and not x.requires_grad}
     slots, offset = [], 0
     for i, x in enumerate(inputs):
-        default = f"args tensor {i}" if i < count else f"captured tensor {i - count}"
+        default = (
+            f"args tensor {i}" if i < count else "data in args" if id(x) in data else f"captured tensor {i - count}"
+        )
         slots.append(Slot(names.get(id(x), default), tuple(x.shape), offset))
         offset += x.numel()
     return tuple(slots)

@@ -97,7 +97,7 @@ def _parted(record: JuliaRecord, vector: Tensor, moved: bool) -> tuple[list[Tens
     parts = torch.split(vector, [real_size(x) for x in route.inputs]) if route.inputs else ()
     found: list[Tensor | None] = [
         shaped_like(part, x) if used else None for part, x, used in zip(parts, route.inputs, route.used, strict=True)
-    ]
+    ][: count + len(dependencies.parameters)]  # without data
     for index, x in enumerate(dependencies.arguments):
         if found[index] is None:
             found[index] = torch.zeros_like(x)

@@ -130,9 +130,11 @@ def dependencies_of(
     # What is kept here must hold neither the field, which would never be forgotten, nor this solve's arguments, whose
     # history would not be.
     given = {id(x) for x in problem.arguments.tensors}
+    data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
+    given |= {id(x) for x in data}
     held = [x for x in problem.arguments.leaves if id(x) not in given]
     watch = Watch([problem.f, *held])
-    inputs = {id(x) for x in dependencies.parameters} | given
+    inputs = {id(x) for x in (*dependencies.parameters, *problem.arguments.tensors)}
     fixed = [x for x in watch.tensors if id(x) not in inputs and not x.is_inference()]
     lasting = copy.copy(dependencies)
     lasting.problem, lasting.arguments = None, []  # type: ignore[assignment]
@@ -160,9 +162,10 @@ def _weakly(f: Any) -> bool:
 
 def _signature(problem: ODEProblem, allow_unused: bool, jump: float) -> Any:
     layout, cast = problem.layout, problem.autocast
+    data = {id(x) for x in problem.arguments.values(layout.dtype, layout.device)}
     leaves = [
-        (tuple(x.shape), x.dtype, x.device, True)
-        if isinstance(x, Tensor) and x.requires_grad
+        (tuple(x.shape), x.dtype, x.device, x.requires_grad)
+        if isinstance(x, Tensor) and (x.requires_grad or id(x) in data)
         else (id(x), x if isinstance(x, int | float | str | bool) else None)
         for x in problem.arguments.leaves
     ]
@@ -182,7 +185,8 @@ def route_for(engine: Julia, request: Request) -> Route:
         # Where that cannot be, all tensors are constants: nothing is differentiated here.
         with problem.autocast(), contextlib.suppress(GradientError):
             dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
-    inputs = [] if dependencies is None else [*dependencies.arguments, *dependencies.parameters]
+    data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
+    inputs = data if dependencies is None else [*dependencies.arguments, *dependencies.parameters, *data]
     entry: Entry | None = None if dependencies is None else dependencies.known
     captured = None if entry is None else entry.capture
     if captured is None:
@@ -201,7 +205,7 @@ def route_for(engine: Julia, request: Request) -> Route:
 
 def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture:
     try:
-        found = capture(problem, dependencies)
+        found = capture(problem, dependencies, data=True)
         array = "Array" if problem.layout.device.type == "cpu" else "CuArray"
         program = emit(found, array)
     except NotCapturable as refusal:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pynode
 from pynode.errors import GradientError, InputError, SolveError
-from pynode.julia import lanes, runtime
+from pynode.julia import lanes, routes, runtime
 
 pytestmark = [
     pytest.mark.julia,
@@ -291,3 +291,31 @@ def test_called_back_fields_have_no_lane(model, y0, taken):
             called = solve(model, y0)
     assert taken == [False, True, False]
     assert called.stats.forward.nfe > 0
+
+
+@pytest.mark.parametrize("sensealg", [pynode.GaussAdjoint(), pynode.InterpolatingAdjoint(), pynode.BacksolveAdjoint()])
+def test_data_in_args_may_be_other_every_time(model, y0, monkeypatch, sensealg):
+    captures: list[int] = []
+    capture = routes.capture
+
+    def counted(*args: Any, **options: Any) -> Any:
+        captures.append(1)
+        return capture(*args, **options)
+
+    monkeypatch.setattr(routes, "capture", counted)
+
+    def field(t: Tensor, y: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return model(t, y) * w + torch.tanh(x)
+
+    w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    tensors = (w, *model.parameters())
+    for seed in range(3):
+        x = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        theirs = pynode.solve(field, y0, T, args=(x, w), rtol=1e-10, atol=1e-12)
+        expected = gradients(theirs, *tensors)
+        ours = solve(field, y0, args=(x, w), sensealg=sensealg)
+        assert_close(ours.ys, theirs.ys)
+        x.zero_()  # the solve has a copy
+        for a, b in zip(gradients(ours, *tensors), expected, strict=True):
+            assert_close(a, b)
+    assert len(captures) == 1

@@ -9,7 +9,9 @@ import weakref
 import pytest
 import torch
 
+from pynode.dependencies import Dependencies
 from pynode.julia import routes
+from pynode.julia.capture import capture
 from pynode.julia.watch import Watch
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
@@ -86,14 +88,33 @@ def test_differentiable_arguments_may_be_others_every_time():
     assert gone() is None  # nor is its history kept
 
 
-def test_a_tensor_that_is_not_differentiated_is_part_of_the_program():
+def test_data_may_be_other_every_time_and_indices_are_part_of_the_program():
     f = Scaled()
-    x = torch.ones(2, dtype=torch.float64)
-    first = found(f, (x,))
-    assert found(f, (x,)).known is first.known
-    x.mul_(2.0)
-    assert found(f, (x,)).known is not first.known
-    assert found(f, (x.clone(),)).known is not first.known
+    first = found(f, (torch.ones(2, dtype=torch.float64),))
+    assert found(f, (torch.zeros(2, dtype=torch.float64),)).known is first.known
+    assert found(f, (torch.ones(1, dtype=torch.float64),)).known is not first.known
+    whole = torch.ones(2, dtype=torch.int64)
+    second = found(f, (whole,))
+    assert found(f, (whole,)).known is second.known
+    assert found(f, (whole.clone(),)).known is not second.known
+
+
+def test_data_is_an_input_of_the_graphs():
+    f = Scaled()
+    x, w = torch.randn(2, dtype=torch.float64), torch.randn(2, dtype=torch.float64, requires_grad=True)
+    y0, t = torch.randn(2, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    problem = ODEProblem(f, y0, t, (x, w))
+    captured = capture(problem, Dependencies(problem, Counts(), None), data=True)
+    assert [slot.name for slot in captured.slots] == ["args tensor 0", "w", "data in args"]
+    outputs = captured.graphs["vjp_p"].graph.output_node().args[0]
+    assert [node is not None for node in outputs] == [True, True, False]  # nothing is computed for data
+    other = torch.randn(2, dtype=torch.float64)
+    module = captured.graphs["f"]
+    values = {"t": t[0], "u": y0, "a": y0, "p0": w, "p1": f.w, "p2": other}
+    values |= {f"c{i}": x for i, x in enumerate(captured.constants)}
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    (value,) = torch.fx.Interpreter(module).run(*(values[name] for name in names))
+    assert torch.allclose(value, f(t[0], y0, other, w), rtol=1e-14, atol=0)
 
 
 def test_fields_made_for_one_solve_are_forgotten():
