@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the .ts files")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--drop", type=int, nargs="+", default=[0, 30, 50, 70], help="percent")
     parser.add_argument("--out", type=Path, default=Path("neural_cde.png"))

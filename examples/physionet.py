@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1 000 stays, few epochs")
     parser.add_argument("--data", type=Path, help=f"folder of {FILE}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("physionet.png"))
