@@ -27,7 +27,13 @@ def source(made: Made) -> str:
     return julia.source(made.f, made.times[0], made.y0, made.args)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+#: Their programs take Julia half a minute to compile.
+HEAVY = ("conditional_density_with_four_probes", "density_of_images")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow) if x in HEAVY else pytest.param(x) for x in FIELDS]
+)
 def test_emitted_functions_agree_with_torch(name: str, tmp_path: Path) -> None:
     executable = julia_executable()
     if executable is None:
