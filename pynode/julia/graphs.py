@@ -145,7 +145,10 @@ def _constant_values(module: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[
                 values[node] = tensors[int(node.name[1:])].detach()
             elif node.op == "call_function" and all(x in values for x in node.all_input_nodes):
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
-                values[node] = node.target(*args, **kwargs)
+                value = node.target(*args, **kwargs)
+                if isinstance(value, Tensor) and value._is_zerotensor():  # zeros without memory, of forward derivatives
+                    value = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+                values[node] = value
     return values
 
 

@@ -28,7 +28,13 @@ def source(made: Made) -> str:
 
 
 #: Their programs take Julia half a minute to compile.
-HEAVY = ("conditional_density_with_four_probes", "density_of_images")
+HEAVY = (
+    "conditional_density_with_four_probes",
+    "density_of_images",
+    "density_with_costs",
+    "density_with_exact_trace",
+    "density_with_one_probe",
+)
 
 
 @pytest.mark.parametrize(
