@@ -1,17 +1,28 @@
 """Latent ODE against a recurrent network on bidirectional spirals (Chen et al. 2018, section 5.1).
 
-There are two spirals, turning in opposite directions; each sample is a stretch of one that begins anywhere on it. Of
-its first 100 points 30, 50 or 100 noisy ones are observed, at times that differ from sample to sample; what is scored
-is the next 100 points of samples that were not learned from. The network is a GRU of about the same number of
-parameters that reads (value, time since the last one) and predicts the next value at a given distance in time; beyond
-the data it feeds on its own predictions, either at every point, or at the mean distance of its training data, which
-is what it has learned best and makes it a much stronger opponent.
+There are two spirals, turning in opposite directions; each of 1000 samples is a stretch of one that begins anywhere on
+it. Of its first 100 points 30, 50 or 100 noisy ones are observed, at times that differ from sample to sample; what is
+scored is the next 100 points of 200 samples that were not learned from, against the spirals without noise. The
+recurrent network, of the same number of hidden units and about as many parameters, reads (value, time since the last
+one) and predicts a Gaussian for the next value at a given distance in time; beyond the data it feeds on its own
+predictions, either at every point, or at the mean distance of its training data, which is what it has learned best and
+makes it a much stronger opponent. Both models get the same iterations, batches, optimizer and learning rates.
 
-Differences from the paper: fewer samples and iterations, a GRU in place of the vanilla RNN in both models, minibatches,
-KL annealing, tanh for ELU and ReLU. Errors are against the spirals without noise. The paper's figures are not quoted.
+The paper's bound (``--first``) is that of a state at the first time. It fits the span that is observed, but nothing
+says where its flow goes beyond, and extrapolations leave the spirals however well the data is fitted. So here the
+series is cut at a random row every iteration: a network run forward over the rows before gives the posterior of the
+state there, from which all observations are predicted, those before it by the flow backward in time. Every state is
+then one from which another sample was followed forward. Each such bound is one of the evidence, under the assumption
+that the state is standard normal at every time. On seed 100, which was not used for the results, after 1000 iterations
+the errors at 30 / 50 / 100 observations were 1.72 / 1.96 / 2.02 with the paper's bound, 0.54 / 0.54 / 0.62 with this
+one, and 0.59 / 0.62 / 0.79 by the recurrent network.
+
+Other differences from the paper: 1200 iterations, minibatches of 64, KL annealing, tanh for ELU in a field with one
+hidden layer, and seeds and numbers of observations trained side by side in one batch (see ``Linear``). The paper's
+figures are not quoted.
 
     python examples/latent_ode.py --quick
-    python examples/latent_ode.py --seeds 3
+    python examples/latent_ode.py
 """
 
 from __future__ import annotations
