@@ -140,7 +140,10 @@ class LatentODE(nn.Module):
         return ELBO(self.log_likelihood(ts, x, z0).mean(0), standard_normal_kl(posterior).sum(-1))
 
     def log_likelihood(self, ts: Tensor, x: Tensor, z0: Tensor) -> Tensor:
-        """``log p(x | z0)`` (..., batch) of the observed values, given ``z(ts[0])`` (..., batch, latent)."""
+        """``log p(x | z0)`` (..., batch) of the observed values, given ``z(ts[0])`` (..., batch, latent).
+
+        ``ts`` may decrease: of a state in the middle of a series, that of the values before it.
+        """
         means = self.decode(z0, ts[0], ts)
         observed = x.isnan().logical_not()
         # A residual with a NaN in it would poison gradients even where it is not summed.

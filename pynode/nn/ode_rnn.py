@@ -113,12 +113,11 @@ class ODERNN(nn.Module):
     def _jumps(self, seen: Tensor, given: Tensor, h: Tensor) -> Filtered:
         """Without a field nothing happens but at a sample's own rows: these are moved to the front and taken alone."""
         order = seen.logical_not().to(torch.int8).argsort(dim=-1, stable=True)
-        count = seen.sum(-1, keepdim=True)
+        front = order[..., : int(seen.sum(-1).max()), None]
         states = [h]
-        for row in range(int(count.max())):
-            index = order[..., row, None, None].expand(*given.shape[:-2], 1, given.shape[-1])
-            # Behind its own rows a sample's state is never looked at.
-            states.append(self.cell(given.gather(-2, index).squeeze(-2), states[-1]))
+        # Behind its own rows a sample's state is never looked at.
+        for row in given.gather(-2, front.expand(*front.shape[:-1], given.shape[-1])).unbind(-2):
+            states.append(self.cell(row, states[-1]))
         every = torch.stack(states, -2)
         taken = seen.long().cumsum(-1)
         where = torch.stack([taken - seen.long(), taken]).unsqueeze(-1).expand(-1, *taken.shape, self.hidden)

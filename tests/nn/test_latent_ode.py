@@ -123,6 +123,19 @@ def test_the_bound_is_below_the_evidence_and_meets_it_at_the_true_posterior() ->
     torch.testing.assert_close(joint - posterior, evidence, rtol=1e-7, atol=1e-7)
 
 
+def test_the_likelihood_of_a_state_in_the_middle_is_that_of_its_past_and_its_future() -> None:
+    """A flow may be entered at any time: the values before it are those of decreasing times."""
+    ts, x, latent, _ = linear_gaussian()
+    z0 = latent.encode(ts, x).mean
+    for cut in range(1, len(ts)):
+        z = z0 @ torch.linalg.matrix_exp(latent.flow.f.matrix * (ts[cut] - ts[0])).T
+        past = latent.log_likelihood(ts[: cut + 1].flip(0), x[:, : cut + 1].flip(1), z)
+        beyond = torch.cat([torch.full_like(x[:, :1], NAN), x[:, cut + 1 :]], 1)
+        future = latent.log_likelihood(ts[cut:], beyond, z)
+        # Residuals of order one over variances of order 0.1, at solves' tolerance of 1e-10.
+        torch.testing.assert_close(past + future, latent.log_likelihood(ts, x, z0), rtol=1e-7, atol=1e-7)
+
+
 def test_the_value_weights_the_kl_term() -> None:
     ts, x = series()
     torch.manual_seed(0)
