@@ -18,7 +18,7 @@ class LoadedProgram:
     """A program in Julia. Its constants are those that were last uploaded."""
 
     def __init__(self, julia: Julia, text: str, dtype: torch.dtype, size: int, parameters: int, device: int) -> None:
-        self._julia, self.device = julia, device
+        self._julia, self.device, self.dtype = julia, device, dtype
         raw = text.encode()
         buffer = ctypes.create_string_buffer(raw)
         double = int(dtype == torch.float64)
@@ -86,10 +86,12 @@ class EmittedRoute:
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self.vector()
-        if len(self.inputs) > 1:
-            flat: Tensor = torch._utils._flatten_dense_tensors(self.inputs)  # type: ignore[no-untyped-call]
+        # A number beside tensors may be of another precision.
+        inputs = [x if x.dtype == self._program.dtype else x.to(self._program.dtype) for x in self.inputs]
+        if len(inputs) > 1:
+            flat: Tensor = torch._utils._flatten_dense_tensors(inputs)  # type: ignore[no-untyped-call]
             return flat
-        return self.inputs[0].flatten().clone() if self.inputs else torch.zeros(1)
+        return inputs[0].flatten().clone() if inputs else torch.zeros(1)
 
     def failed(self) -> BaseException:
         """Python is not called on this route."""

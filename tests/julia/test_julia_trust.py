@@ -53,6 +53,26 @@ def test_captured_tensor_with_a_history():
     same_gradients(lambda t, y: torch.tanh(w @ y), [seed])
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_number_of_another_precision_beside_tensors(alone):
+    k = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    w = torch.tensor([[0.1, 0.8], [-0.7, 0.2]], requires_grad=True)
+    f = (lambda t, y: -k * y) if alone else (lambda t, y: -k * torch.tanh(w @ y))
+    tensors = [k] if alone else [k, w]
+    y0 = torch.tensor([1.0, 0.5])
+    for _ in range(2):  # the second one repeats the first
+        theirs = pynode.solve(f, y0, SPAN, rtol=1e-5, atol=1e-7, backend="julia")
+        ours = pynode.solve(f, y0, SPAN, rtol=1e-5, atol=1e-7)
+        assert (theirs.ys - ours.ys).norm() <= 1e-3 * ours.ys.norm()  # 100 tolerances
+        for a, b in zip(
+            torch.autograd.grad(theirs.ys[-1].sum(), tensors),
+            torch.autograd.grad(ours.ys[-1].sum(), tensors),
+            strict=True,
+        ):
+            assert a.dtype == b.dtype
+            assert (a - b).norm() <= 1e-3 * b.norm()
+
+
 def test_frozen_and_shared_parameters():
     a = torch.nn.Linear(2, 2).double()
     b = torch.nn.Linear(2, 2).double()

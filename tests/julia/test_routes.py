@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from pynode.dependencies import Dependencies
 from pynode.julia import routes
 from pynode.julia.capture import capture
+from pynode.julia.emitted import EmittedRoute
 from pynode.julia.watch import Watch
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
@@ -133,3 +135,13 @@ def test_fields_made_for_one_solve_are_forgotten():
     del f
     gc.collect()
     assert len(routes._ENTRIES) == before
+
+
+def test_the_parameter_vector_has_the_precision_of_the_state():
+    program = SimpleNamespace(number=1, dtype=torch.float32)
+    number, matrix = torch.tensor(0.5, dtype=torch.float64), torch.ones(2, 2)
+    for inputs in ([number], [number, matrix]):
+        vector = EmittedRoute(program, [], inputs, [True] * len(inputs)).vector()
+        assert vector.dtype == torch.float32
+        assert vector.tolist() == [0.5, *[1.0] * (vector.numel() - 1)]
+    assert EmittedRoute(program, [], [matrix], [True]).vector().data_ptr() != matrix.data_ptr()
