@@ -164,7 +164,6 @@ class NeuralODE(torch.nn.Module):
         # Its own tables of the shared modules: to replace one in the twin must not replace it here.
         for table in ("_modules", "_parameters", "_buffers"):
             twin.__dict__[table] = dict(self.__dict__[table])
-        twin._solve_hooks = OrderedDict()
         if algorithm is not None:
             twin.algorithm = as_algorithm(algorithm, options.get("backend", self.options.get("backend", "torch")))
             twin.sensealg = None
@@ -208,6 +207,10 @@ class NeuralODE(torch.nn.Module):
         handle = RemovableHandle(self._solve_hooks)
         self._solve_hooks[handle.id] = hook
         return handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to this object: a copy or a file would carry their owners (a training's log, say) along.
+        return {**self.__dict__, "_solve_hooks": OrderedDict()}
 
     def _conditions(self, x: Any) -> Iterator[Any]:
         if isinstance(self.condition, torch.nn.ModuleList):
