@@ -173,7 +173,9 @@ class StepAdapter:
         """
         if self.metric is not None or self.model is not ode:
             raise InputError(
-                explain("this StepAdapter needs targets or belongs to another model", "StepAdapter(ode, None)", "use it")
+                explain(
+                    "this StepAdapter needs targets or belongs to another model", "StepAdapter(ode, None)", "use it"
+                )
             )
         self._as_hook = True
         if ode.training and torch.is_grad_enabled():

@@ -134,7 +134,9 @@ def validity(
     with evaluating(model):
         for name, ode in odes.items():
             states[name] = compare_flows(ode, inputs[name], ode.with_solver(reference, rtol=tight, atol=tight))
-    report = ValidityReport(own, bound, rows, states, threshold, relative, fixed, len(run.own.values if run.own else ()))
+    report = ValidityReport(
+        own, bound, rows, states, threshold, relative, fixed, len(run.own.values if run.own else ())
+    )
     decisive = report.decisive
     if abs(decisive.gap - threshold) <= decisive.margin:
         report.notes.append(
@@ -335,5 +337,3 @@ def _loosen(
         row = run(_Candidate(_first(odes).algorithm, backend, tolerance, factor, options, None, "rtol"))
         found.append(row)
     return found
-
-

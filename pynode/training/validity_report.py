@@ -138,7 +138,9 @@ class ValidityReport:
         """The table in characters, from coarse to fine."""
         head = ("solver", "step" if self.fixed else "rtol", "factor", "NFE", "metric", "gap", "+-", "")
         lines = [head]
-        ordered = sorted([*self.rows, self.own], key=lambda row: (row.solver != self.own.solver, row.solver, row.factor))
+        ordered = sorted(
+            [*self.rows, self.own], key=lambda row: (row.solver != self.own.solver, row.solver, row.factor)
+        )
         for row in [*ordered, self.reference]:
             mark = "as trained" if row is self.own else "reference" if row is self.reference else ""
             mark = mark or ("" if row.exact else "coarser") or ""
