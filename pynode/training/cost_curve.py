@@ -19,7 +19,7 @@ from pynode.training.measure import Batch, as_batches, measure
 from pynode.training.metrics import Metric
 from pynode.training.orders import at_step
 from pynode.training.solving_with import odes_of, span_of
-from pynode.training.validity_report import strict_json
+from pynode.training.strict_json import strict_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

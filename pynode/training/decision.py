@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynode.errors import InputError, explain
+from pynode.training.strict_json import strict_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +94,5 @@ def plot_decisions(log: Sequence[Decision], fixed: bool, ax: Axes | None = None)
 
 def decisions_to_json(log: Sequence[Decision], path: str | Path) -> None:
     """Write a list of decisions; numbers that JSON does not have are null."""
-    from pynode.training.validity_report import strict_json
-
     content: list[dict[str, Any]] = [strict_json(dataclasses.asdict(d)) for d in log]
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

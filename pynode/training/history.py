@@ -13,7 +13,7 @@ from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
 from pynode.solution import Solution, Stats
 from pynode.training.solving_with import odes_of
-from pynode.training.validity_report import strict_json
+from pynode.training.strict_json import strict_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,11 +110,13 @@ class History:
         names = list(dict.fromkeys(name for record in self.records for name in record))
         lines = [tuple(names)]
         for record in self.records:
-            lines.append(tuple("-" if math.isnan(x := record.get(n, math.nan)) else f"{x:.6g}" for n in names))
+            values = [record.get(name, math.nan) for name in names]
+            lines.append(tuple("-" if math.isnan(x) else f"{x:.6g}" for x in values))
         widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
         return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
 
-    __str__ = table
+    def __str__(self) -> str:
+        return self.table()
 
     def to_json(self, path: str | Path) -> None:
         """Write the records; numbers that JSON does not have are null."""

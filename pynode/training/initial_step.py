@@ -52,6 +52,3 @@ def _norm(y: Tree) -> float:
     size = max(len(row) for row in rows)
     total = torch.stack([row.expand(size) for row in rows]).sum(0)
     return float(total.sqrt().mean())
-
-
-__all__ = ["initial_step"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,15 +124,3 @@ def as_batches(data: Any) -> list[Batch]:
     if not batches:
         raise InputError(explain("data is empty", form, "an iterator that was used up? pass a list")) from None
     return batches
-
-
-def gap_between(a: float, b: float, relative: bool) -> float:
-    """``|b - a|``, or relative to ``|a|``; infinite where one of them is not finite."""
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return math.inf
-    if not relative:
-        return abs(b - a)
-    return 0.0 if a == b else abs(b - a) / max(abs(a), 1e-300)
-
-
-Progress = Callable[[str], None]

@@ -49,7 +49,7 @@ def test_step(step: float, order: int, test_order: int, factor: float) -> float:
     order, test_order : int
         ``p`` and ``q``.
     """
-    return min(step, (step**order / factor) ** (1.0 / test_order))
+    return float(min(step, (step**order / factor) ** (1.0 / test_order)))
 
 
 def check_fixed(algorithm: Algorithm) -> FixedStep:

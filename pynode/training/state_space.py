@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pynode.layout import Tree, leaves_of
 from pynode.nn.neural_ode import NeuralODE
-from pynode.nn.trees import last, map_leaves
+from pynode.nn.trees import map_leaves
 from pynode.saveat import SaveAt
 
 #: Samples that are compared: pairs of them are, and all their states are kept.
@@ -71,7 +71,7 @@ def compare_flows(ode: NeuralODE, inputs: tuple[Any, ...], reference: NeuralODE)
 def output_distance(output: Tree, other: Tree) -> float:
     """Root mean square distance of two outputs in units of the deviation of ``output`` over the batch: a gap that
     needs no target."""
-    end, beside = _per_sample(map_leaves(lambda leaf: leaf[None], output)), None
+    end = _per_sample(map_leaves(lambda leaf: leaf[None], output))
     beside = _per_sample(map_leaves(lambda leaf: leaf[None], other))
     spread = (end - end.mean(1, keepdim=True)).pow(2).mean().sqrt()
     apart = float((end - beside).pow(2).mean().sqrt())
@@ -95,13 +95,11 @@ def _crossings(ys: Tensor) -> float:
 
 
 def _per_sample(ys: Tree) -> Tensor:
-    """States (T, N, ...) of a tree as one float64 tensor (T, N, D); a state without samples is one of them."""
+    """States (T, N, ...) of a tree as one float64 tensor (T, N, D); a state (T, D) is one sample."""
     parts = []
     for _, leaf in leaves_of(ys):
         real = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
-        real = real.detach().to("cpu", torch.float64)
-        parts.append(real.reshape(len(real), real.shape[1] if leaf.ndim > 2 else (leaf.shape[1:] or (1,))[0], -1))
-    return torch.cat([part.expand(-1, max(p.shape[1] for p in parts), -1) for part in parts], -1)
-
-
-__all__ = ["SAMPLES", "StateSpace", "compare_flows", "last", "output_distance"]
+        samples = leaf.shape[1] if leaf.ndim > 2 else 1
+        parts.append(real.detach().to("cpu", torch.float64).reshape(len(leaf), samples, -1))
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([part.expand(-1, most, -1) for part in parts], -1)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 import warnings
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from pynode.algorithms import DP5, Algorithm, FixedStep
 from pynode.errors import InputError, explain
@@ -20,11 +18,11 @@ from pynode.training.decision import BOUND, GROW, KEEP, SHRINK, START, UNSURE, D
 from pynode.training.decision import plot_decisions as _plot
 from pynode.training.defect import Corrected
 from pynode.training.initial_step import initial_step
-from pynode.training.measure import Batch, Measurement, gap_between, measure
+from pynode.training.look import Look, Unpacked, compare, look
+from pynode.training.measure import Batch
 from pynode.training.metrics import Metric, as_metric
 from pynode.training.orders import at_step, check_fixed, order_of, test_algorithm, test_step
 from pynode.training.solving_with import Choice, evaluating, odes_of, solving_with, span_of, step_of
-from pynode.training.state_space import output_distance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -314,7 +312,7 @@ class StepAdapter:
             return (lambda ode: at_step(check_fixed(ode.algorithm), resolution * span_of(ode))), {}
         return None, {"rtol": resolution, "atol": resolution}
 
-    def _test(self, resolution: float, train: _Look) -> tuple[_Look, str, float]:
+    def _test(self, resolution: float, train: Look) -> tuple[Look, str, float]:
         """What to compare with, how it was obtained, and the evaluations that took."""
         choice, options = self._own(resolution)
         if self.test == "defect":
@@ -347,60 +345,12 @@ class StepAdapter:
         assert algorithm.dt is not None
         return f"{algorithm.name} at step {algorithm.dt / span_of(self._odes[0]):.4g}"
 
-    def _look(self, choice: Choice | None, options: dict[str, Any]) -> _Look:
-        outputs: list[Any] = []
+    def _look(self, choice: Choice | None, options: dict[str, Any]) -> Look:
+        model: Any = Unpacked(self.model) if self._as_hook else self.model
+        return look(model, self._seen, self.metric, choice, options)
 
-        def keep(output: Any, target: Any) -> float:
-            outputs.append(output)
-            return 0.0
-
-        model: Any = _Unpacked(self.model) if self._as_hook else self.model
-        metric = keep if self.metric is None else self.metric
-        found = measure(model, self._seen, metric, choice, **options)
-        return _Look(found, outputs)
-
-    def _compare(self, train: _Look, test: _Look) -> tuple[float, float]:
-        """The gap, and half the width of its confidence interval."""
-        if train.found.failure or test.found.failure:
-            return math.inf, 0.0
-        if self.metric is None:
-            each = [output_distance(a, b) for a, b in zip(train.outputs, test.outputs, strict=True)]
-            return sum(each) / len(each), 0.0
-        gap = gap_between(train.value, test.value, self.relative)
-        if self.confidence is None:
-            return gap, 0.0
-        difference = test.found.values - train.found.values
-        if len(difference) < 2:
-            raise InputError(
-                explain(
-                    "confidence= with one number in all from the metric",
-                    "a metric of one number a sample, or batches=2 or more",
-                    "return losses before their mean (reduction='none')",
-                )
-            )
-        z = statistics.NormalDist().inv_cdf(0.5 + self.confidence / 2)
-        margin = z * float(difference.std()) / math.sqrt(len(difference))
-        return gap, margin / (max(abs(train.value), 1e-300) if self.relative else 1.0)
-
-
-class _Look:
-    """A metric over the batches, or the outputs."""
-
-    def __init__(self, found: Measurement, outputs: list[Any]) -> None:
-        self.found, self.outputs = found, outputs
-        self.value, self.nfe = found.value, found.nfe
-
-
-class _Unpacked(torch.nn.Module):
-    """A model called with the tuple of its arguments."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: tuple[Any, ...]) -> Tensor:
-        output: Tensor = self.model(*inputs)
-        return output
+    def _compare(self, train: Look, test: Look) -> tuple[float, float]:
+        return compare(train, test, self.relative, self.confidence)
 
 
 def _check(**fine: bool) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from pynode.algorithms import RK4, Algorithm, DP5, Euler, Fehlberg2, FixedStep, Midpoint, Tsit5
+from pynode.algorithms import DP5, RK4, Algorithm, Euler, Fehlberg2, FixedStep, Midpoint, Tsit5
 from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
 from pynode.solution import Solution
 from pynode.solve import as_algorithm
-from pynode.training.measure import Batch, Measurement, as_batches, gap_between, measure
+from pynode.training.gap import gap_between
+from pynode.training.measure import Batch, Measurement, as_batches, measure
 from pynode.training.metrics import Metric
 from pynode.training.orders import at_step, order_of
 from pynode.training.solving_with import evaluating, odes_of, span_of, step_of
@@ -137,6 +138,14 @@ def validity(
     report = ValidityReport(
         own, bound, rows, states, threshold, relative, fixed, len(run.own.values if run.own else ())
     )
+    if not any(row.exact and not math.isnan(row.gap) for row in [*rows, bound]):
+        raise InputError(
+            explain(
+                f"no more exact solver could solve the model: {bound.failure}",
+                "the reference, or the solver of the training with more steps",
+                "raise reference_tolerance, or max_steps in the NeuralODE's options",
+            )
+        )
     decisive = report.decisive
     if abs(decisive.gap - threshold) <= decisive.margin:
         report.notes.append(

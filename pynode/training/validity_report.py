@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynode.errors import InputError, explain
+from pynode.training.gap import gap_between
 from pynode.training.state_space import StateSpace
+from pynode.training.strict_json import strict_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +107,7 @@ class ValidityReport:
         this field. NaN where even the finest is not."""
         found = math.nan
         for row in sorted(self._scan(), key=lambda row: row.resolution):
-            if not _gap(self.reference.metric, row.metric, self.relative) <= self.threshold:
+            if not gap_between(self.reference.metric, row.metric, self.relative) <= self.threshold:
                 break
             found = row.resolution
         return found
@@ -143,7 +145,7 @@ class ValidityReport:
         )
         for row in [*ordered, self.reference]:
             mark = "as trained" if row is self.own else "reference" if row is self.reference else ""
-            mark = mark or ("" if row.exact else "coarser") or ""
+            mark = mark or ("" if row.exact else "coarser")
             if row.exact and row.gap > self.threshold:
                 mark = f"{mark} CHANGES".strip()
             numbers = (f"{row.metric:.4g}", f"{row.gap:.3g}", "-" if math.isnan(row.margin) else f"{row.margin:.1g}")
@@ -157,10 +159,11 @@ class ValidityReport:
         """What stands below the table."""
         lines = []
         for name, state in self.states.items():
+            turned, expected = 100 * state.crossings, 100 * state.reference_crossings
             lines.append(
-                f"state space of {name or 'the NeuralODE'}: end states differ from the flow's by {state.discrepancy:.3g}"
-                f" of the way it moves them; neighbours' separation turns round in {100 * state.crossings:.2g} % of "
-                f"steps (in the flow at these times: {100 * state.reference_crossings:.2g} %), {state.samples} samples"
+                f"state space of {name or 'the NeuralODE'}: end states differ from the flow's by "
+                f"{state.discrepancy:.3g} of the way it moves them; neighbours' separation turns round in "
+                f"{turned:.2g} % of steps (in the flow at these times: {expected:.2g} %); {state.samples} samples"
             )
         return [*lines, *self.notes, self.summary()]
 
@@ -252,21 +255,6 @@ class ValidityReport:
         except (OSError, ValueError) as error:
             what = f"cannot write {path} ({error})"
             raise InputError(explain(what, "a file in an existing folder", "end it in .png")) from error
-
-
-def strict_json(value: Any) -> Any:
-    """``value`` with None for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: strict_json(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _gap(a: float, b: float, relative: bool) -> float:
-    from pynode.training.measure import gap_between
-
-    return gap_between(a, b, relative)
 
 
 def _shown(resolution: float, step: bool) -> str:
