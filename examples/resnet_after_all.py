@@ -385,7 +385,8 @@ def draw_entries(axes: Axes, entries: list[Entry], tests: list[str], unit: str) 
     colors = ("black", "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
     for test, color in zip(tests, colors, strict=False):
         at = [entry.resolution for entry in entries]
-        axes.plot(at, [entry.mean(test) for entry in entries], "o-", ms=3.5, lw=1.3, color=color, label=test)
+        style = {"lw": 2.2, "ls": ":", "zorder": 3} if test == "own" else {"lw": 1.3}
+        axes.plot(at, [entry.mean(test) for entry in entries], marker="o", ms=3.5, color=color, label=test, **style)
         for i in range(len(entries[0].accuracy[test])):
             values = [entry.accuracy[test][i] for entry in entries]
             axes.plot(at, values, ".", ms=2.5, color=color, alpha=0.5)

@@ -164,7 +164,7 @@ class History:
                 column = [record.get(name, math.nan) for record in self.records]
                 lines += beside.plot(epochs, column, color=color, linestyle="--", linewidth=1.2, label=name)
             beside.set_ylabel(", ".join(values))
-        ax.legend(lines, [line.get_label() for line in lines], fontsize="x-small", frameon=False)
+        ax.legend(lines, [str(line.get_label()) for line in lines], fontsize="x-small", frameon=False)
         return ax
 
 

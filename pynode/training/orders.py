@@ -25,7 +25,7 @@ def at_step(algorithm: FixedStep, dt: float) -> FixedStep:
     return dataclasses.replace(algorithm, dt=dt, steps=None, mesh=None)
 
 
-def test_algorithm(algorithm: FixedStep) -> FixedStep:
+def finer_algorithm(algorithm: FixedStep) -> FixedStep:
     """What a fixed step of ``algorithm`` is tested with: a method of higher order where pynode has one with fixed
     steps (Euler: midpoint, second and third order: RK4), the method itself, with smaller steps, where it has none.
 
@@ -38,7 +38,7 @@ def test_algorithm(algorithm: FixedStep) -> FixedStep:
     return chosen(interpolation=algorithm.interpolation, perturb=algorithm.perturb)
 
 
-def test_step(step: float, order: int, test_order: int, factor: float) -> float:
+def finer_step(step: float, order: int, test_order: int, factor: float) -> float:
     """The step of the test method whose error is at least ``factor`` times smaller, in powers of the step:
     ``h_test^q <= h^p / factor``; never larger than ``step`` (Ott et al. 2021).
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.errors import SolveError
 from pynode.layout import Tree, leaves_of
 from pynode.nn.neural_ode import NeuralODE
 from pynode.nn.trees import map_leaves
@@ -27,7 +28,8 @@ class StateSpace:
     ----------
     discrepancy : float
         Root mean square distance between its end states and those of the reference, in units of the root mean square
-        distance by which the reference moves the samples. 0: the flow; 1: nothing in common with it.
+        distance by which the reference moves the samples. 0: the flow; 1: nothing in common with it; infinite where
+        the reference fails, as on flows that explode.
     crossings : float
         Of all pairs of a sample with its nearest neighbour and all steps, the fraction in which the separation
         ``d = y_i - y_j`` turns round, ``<d_n, d_(n+1)> < 0``: they pass through or around each other within the step.
@@ -55,8 +57,12 @@ def compare_flows(ode: NeuralODE, inputs: tuple[Any, ...], reference: NeuralODE)
         x = map_leaves(lambda leaf: leaf[:SAMPLES], x)
     with torch.no_grad():
         stepped = ode.with_solver(saveat=SaveAt(steps=True), running_cost=None).solve(x, args=args)
-        flow = reference.with_solver(running_cost=None).solve(x, stepped.ts, args=args)
-    own, exact = _per_sample(stepped.ys), _per_sample(flow.ys)
+        own = _per_sample(stepped.ys)
+        try:
+            flow = reference.with_solver(running_cost=None).solve(x, stepped.ts, args=args)
+        except SolveError:
+            return StateSpace(math.inf, _crossings(own), math.nan, len(own) - 1, own.shape[1])
+    exact = _per_sample(flow.ys)
     moved = (exact[-1] - exact[0]).pow(2).sum(-1).mean().sqrt()
     apart = (own[-1] - exact[-1]).pow(2).sum(-1).mean().sqrt()
     return StateSpace(

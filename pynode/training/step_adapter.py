@@ -21,8 +21,8 @@ from pynode.training.initial_step import initial_step
 from pynode.training.look import Look, Unpacked, compare, look
 from pynode.training.measure import Batch
 from pynode.training.metrics import Metric, as_metric
-from pynode.training.orders import at_step, check_fixed, order_of, test_algorithm, test_step
-from pynode.training.solving_with import Choice, evaluating, odes_of, solving_with, span_of, step_of
+from pynode.training.orders import at_step, check_fixed, finer_algorithm, finer_step, order_of
+from pynode.training.solving_with import Choice, evaluating, odes_of, solving_with, span_of, step_of, steps_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -293,9 +293,8 @@ class StepAdapter:
             return max(resolution * self.shrink, self.smallest)
         if 1.0 / (resolution * self.shrink) <= self.max_steps:
             return resolution * self.shrink
-        finer = 2 * resolution / (self.max_steps * resolution + 1)
-        if int(1 / resolution) < self.max_steps and finer < resolution:
-            return finer
+        if steps_in(resolution) < self.max_steps:
+            return 2 * resolution / (self.max_steps * resolution + 1)
         warnings.warn(
             f"{self.max_steps} steps do not suffice for a flow: the step stays at 1/{1 / resolution:.4g}; raise "
             "max_steps, regularise the field, or take a method of higher order",
@@ -323,9 +322,9 @@ class StepAdapter:
 
             def more_exact(ode: NeuralODE) -> Algorithm:
                 own = check_fixed(ode.algorithm)
-                other = test_algorithm(own)
+                other = finer_algorithm(own)
                 p, q = order_of(own) or 1, order_of(other) or 1
-                return at_step(other, test_step(resolution, p, q, self.factor) * span_of(ode))
+                return at_step(other, finer_step(resolution, p, q, self.factor) * span_of(ode))
 
             found = self._look(more_exact, {})
             return found, self._named(more_exact(self._odes[0])), found.nfe
