@@ -19,13 +19,14 @@ def defect(ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Tree:
     """Estimate of the error of ``y(t[-1])`` by one sweep of deferred correction (Dutt, Greengard and Rokhlin 2000), to
     be compared with a tolerance or taken off the solution.
 
-    With the dense output ``p`` of a step of size ``h`` from ``t_n`` and ``m = t_n + h / 2``,
+    With the cubic ``p`` through both ends of a step and their slopes (the dense output of fixed steps), the size ``h``
+    of the step from ``t_n`` and ``m = t_n + h / 2``,
 
         ``z_(n+1) = z_n + h (f(t_n, z_n) - f(t_n, y_n)) + h / 6 (f(t_n, y_n) + 4 f(m, p(m)) + f(t_(n+1), y_(n+1)))``,
 
     ``z_0 = y_0``: Simpson's rule for the equation in integral form, the correction itself carried along by Euler steps.
-    The estimate is ``y_N - z_N``, of the order of the error for methods of order up to 4. Three further evaluations a
-    step.
+    The estimate is ``y_N - z_N``: asymptotically the error of methods of order below 4, and of its size for order 4,
+    where Simpson's own error is as large. Three further evaluations a step.
 
     Parameters
     ----------
@@ -42,7 +43,6 @@ def defect(ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Tree:
     x, args = inputs[0], inputs[1:]
     given = (*ode._conditions(x), *args)
     ts, ys = solution.ts, solution.ys
-    middles = solution((ts[1:] + ts[:-1]) / 2)
 
     def slope(t: Tensor, y: Tree) -> Tree:
         solution.stats.forward.nfe += 1
@@ -55,8 +55,11 @@ def defect(ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Tree:
     before = carried = slope(ts[0], z)
     for n in range(len(ts) - 1):
         h = float(ts[n + 1] - ts[n])
-        middle = slope((ts[n] + ts[n + 1]) / 2, state(middles, n))
         after = slope(ts[n + 1], state(ys, n + 1))
+        between = map_leaves(
+            lambda a, b, fa, fb, h=h: (a + b) / 2 + h / 8 * (fa - fb), state(ys, n), state(ys, n + 1), before, after
+        )
+        middle = slope((ts[n] + ts[n + 1]) / 2, between)
         z = map_leaves(
             lambda z, c, a, m, b, h=h: z + h * (c - a) + h / 6 * (a + 4 * m + b), z, carried, before, middle, after
         )
@@ -69,10 +72,10 @@ def defect(ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Tree:
 class Corrected:
     """A solve hook that takes the estimated error off the last state: what a more exact solver would roughly return.
 
-    Give it to :func:`pynode.training.solving_with` together with ``saveat=SaveAt(steps=True, dense=True)``.
+    Give it to :func:`pynode.training.solving_with` together with ``saveat=SaveAt(steps=True)``.
     """
 
-    saveat = SaveAt(steps=True, dense=True)
+    saveat = SaveAt(steps=True)
 
     def __call__(self, ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Solution:
         error = defect(ode, inputs, solution)

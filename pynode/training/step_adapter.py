@@ -71,7 +71,7 @@ class StepAdapter:
         How many times smaller the test solver's error is to be: 50.
     test : "solver" or "defect"
         ``"defect"``: no second solve; the metric of the end state with the error taken off that the dense output's
-        defect estimates (:func:`pynode.training.defect`), one or two evaluations a step. Beyond the paper.
+        defect estimates (:func:`pynode.training.defect`), three evaluations a step. Beyond the paper.
     batches : int
         Look at that many last batches instead of one. Beyond the paper.
     confidence : float, optional

@@ -10,7 +10,7 @@ import torch
 from decaying import SAME_SIDE, X, decay
 
 import pynode
-from pynode import DP5, RK4, Euler, Fehlberg2, Heun, Midpoint, SaveAt, Tsit5
+from pynode import DP5, RK4, Euler, Fehlberg2, Heun, Midpoint, SaveAt
 from pynode.errors import InputError
 from pynode.nn import NeuralODE
 from pynode.training import StepAdapter, defect, initial_step
@@ -86,9 +86,9 @@ def test_the_first_step_is_hairers():
     assert adapter.log[0].action == "start"
 
 
-@pytest.mark.parametrize("method", [Euler, Midpoint, RK4, Tsit5])
+@pytest.mark.parametrize("method", [Euler, Midpoint, RK4])
 def test_the_defect_estimates_the_error(method):
-    """Asymptotically: the relative error of the estimate falls at least like h."""
+    """Its relative error falls like h below order 4; at order 4 Simpson's own error is of the same size."""
 
     class Pendulum(torch.nn.Module):
         def forward(self, t, y):
@@ -98,31 +98,28 @@ def test_the_defect_estimates_the_error(method):
     exact = pynode.solve(Pendulum(), x, [0.0, 2.0], algorithm="vern9", rtol=1e-12, atol=1e-12).ys[-1]
     off = []
     for steps in (16, 32, 64):
-        # An adaptive method that is held to equal steps: its dense output is its own.
-        options = {"rtol": 1e9, "atol": 1e9, "dt0": 2 / steps, "dtmax": 2 / steps} if method is Tsit5 else {}
-        algorithm = Tsit5() if method is Tsit5 else method(steps=steps)
-        ode = NeuralODE(Pendulum(), (0.0, 2.0), algorithm=algorithm, saveat=SaveAt(steps=True), **options)
+        ode = NeuralODE(Pendulum(), (0.0, 2.0), algorithm=method(steps=steps), saveat=SaveAt(steps=True))
         solution = ode.solve(x)
-        assert len(solution.ts) == steps + 1
         before = solution.stats.forward.nfe
         estimate = defect(ode, (x,), solution)
-        assert solution.stats.forward.nfe - before <= 4 * steps + 1
+        assert solution.stats.forward.nfe - before == 3 * steps
         error = solution.ys[-1] - exact
-        reference = error.norm() if method is not Tsit5 else (2 / steps) ** 4
-        off.append(float((estimate - error).norm() / reference))
-    if method is Tsit5:  # of order 5: Simpson's rule only sees that its error is below its own, O(h^4)
-        assert off[-1] <= off[0]
+        off.append(float((estimate - error).norm() / error.norm()))
+    if method is RK4:
+        assert max(off) < 1
     else:
-        assert off[2] < 0.7 * off[1] < 0.5 * off[0]
-        assert off[2] < 0.2
+        assert off[1] < 0.6 * off[0]
+        assert off[2] < 0.6 * off[1]
+        assert off[2] < 0.1
 
 
 def test_without_a_second_solve_the_step_settles_too():
-    adapter = StepAdapter(decay(Euler(steps=1)), test="defect", start="own", interval=1)
+    adapter = StepAdapter(decay(Euler(steps=1)), test="defect", start=0.9, interval=1)
     actions = adapted(adapter, 20)
-    assert actions[0] == "shrink"
-    assert 0.2 < adapter.resolution < 0.5
-    assert adapter.log[0].tested_with == "defect of the dense output"
+    assert actions[:2] == ["start", "shrink"]
+    assert 0.5 / 1.1 < adapter.resolution < 0.5
+    assert adapter.log[1].tested_with == "defect of the dense output"
+    assert adapter.log[1].extra == 2 + 2 + 3 * 2  # two steps of the training's, again, three evaluations each
 
 
 def test_targets_are_not_needed_as_a_hook():
