@@ -27,6 +27,9 @@ COMMANDS: dict[str, Command] = {
     "crosscheck": Command(
         "pynode.crosscheck.command", "compare every way to solve and differentiate a problem, built-in or your own"
     ),
+    "validity": Command(
+        "pynode.training.validity_command", "is a trained model a flow, or only the discretisation it was trained with?"
+    ),
     "doctor": Command("pynode.julia.doctor", "show what is installed and what would be downloaded, and test it"),
     "julia": Command("pynode.julia.command", "set up the Julia backend: julia setup [--with NAME] [--sysimage]"),
     "bench": Command("pynode.bench.__main__", "measure time, memory and gradient error against other libraries"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pynode.crosscheck.run import crosscheck
 from pynode.errors import InputError, explain
 from pynode.problems import PROBLEMS, Instance, Problem, problem_from_name
 from pynode.sensealg import sensealg_from_name
+from pynode.user_module import user_attribute
 
 _FORM = (
     "(f, y0, t) or (f, y0, t, loss), a dictionary of them, a pynode problem, or a callable that returns one of these"
@@ -89,23 +89,7 @@ def user_problem(name: str) -> dict[str, Any]:
     InputError
         Saying what is missing.
     """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise InputError(explain(f"--problem {name}", "MODULE:ATTRIBUTE", "name both, such as mymodule:make"))
-    sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(
-            explain(f"cannot import {module_name!r} ({error})", "a Python module", "run in its folder, or install it")
-        ) from error
-    finally:
-        sys.path.remove("")
-    if not hasattr(module, attribute):
-        raise InputError(
-            explain(f"{module_name} has no {attribute!r}", f"an attribute that is {_FORM}", "check its name")
-        )
-    found = getattr(module, attribute)
+    found = user_attribute(name, "--problem", _FORM)
     if callable(found) and not isinstance(found, Problem | Instance):
         found = found()
     return _arguments(name, found)

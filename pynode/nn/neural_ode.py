@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from pynode.algorithms import Algorithm, Tsit5
+from pynode.errors import InputError, explain
 from pynode.layout import Tree, leaves_of
 from pynode.nn.times import Times
 from pynode.nn.trees import check_callable, last, map_leaves
@@ -48,7 +52,8 @@ class NeuralODE(torch.nn.Module):
     Notes
     -----
     The module holds no state of a solve: one instance may be used from several threads. Times, algorithm and options
-    are plain attributes and may be changed between calls (tighter tolerances at test time, say).
+    are plain attributes and may be changed between calls; :meth:`with_tolerance` and :meth:`with_solver` give the same
+    model, parameters shared, with others (tighter tolerances at test time, say).
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class NeuralODE(torch.nn.Module):
         self.atol = atol
         self.running_cost = running_cost
         self.options = options
+        self._solve_hooks: OrderedDict[int, Callable[..., Any]] = OrderedDict()
 
     def forward(self, x: Any, *args: Any) -> Any:
         """Output at the last time: the state, in the form of the initial one, where there is no output layer. Further
@@ -116,7 +122,7 @@ class NeuralODE(torch.nn.Module):
             options = {**options, "d_discontinuities": jumps}
         if ts is None:
             ts = self.t() if isinstance(self.t, torch.nn.Module) else self.t
-        return solve(
+        solution = solve(
             self.f,
             x if self.input is None else self.input(x),
             ts,
@@ -128,6 +134,83 @@ class NeuralODE(torch.nn.Module):
             running_cost=self.running_cost,
             **options,
         )
+        for hook in tuple(self._solve_hooks.values()):
+            replaced = hook(self, (x, *args), solution)
+            solution = solution if replaced is None else replaced
+        return solution
+
+    def with_solver(self, algorithm: Algorithm | str | None = None, **options: Any) -> NeuralODE:
+        """The same model, parameters and modules shared, solved otherwise.
+
+        Parameters
+        ----------
+        algorithm : Algorithm or str, optional
+            This one's by default. With another one ``sensealg`` becomes the default unless it is given too.
+        **options
+            ``rtol``, ``atol``, ``sensealg``, ``running_cost`` and all other keyword arguments of
+            :func:`pynode.solve`, in place of this one's.
+
+        Returns
+        -------
+        NeuralODE
+            Without the hooks of this one. ``self`` is left as it is.
+
+        Raises
+        ------
+        InputError
+            For an unknown algorithm.
+        """
+        twin = copy.copy(self)
+        # Its own tables of the shared modules: to replace one in the twin must not replace it here.
+        for table in ("_modules", "_parameters", "_buffers"):
+            twin.__dict__[table] = dict(self.__dict__[table])
+        if algorithm is not None:
+            twin.algorithm = as_algorithm(algorithm, options.get("backend", self.options.get("backend", "torch")))
+            twin.sensealg = None
+        for name in ("rtol", "atol", "sensealg", "running_cost"):
+            if name in options:
+                setattr(twin, name, options.pop(name))
+        twin.options = {**self.options, **options}
+        return twin
+
+    def with_tolerance(self, rtol: float, atol: float | None = None) -> NeuralODE:
+        """The same model, parameters shared, solved to other tolerances: the price of an evaluation is chosen when it
+        is asked for. ``atol`` keeps its ratio to ``rtol`` unless it is given.
+
+        Raises
+        ------
+        InputError
+            Where the algorithm has fixed steps, which no tolerance changes.
+        """
+        if not self.algorithm.adaptive:
+            raise InputError(
+                explain(
+                    f"with_tolerance of a NeuralODE with {self.algorithm.name}, whose steps are fixed",
+                    "an adaptive algorithm",
+                    f"write with_solver({self.algorithm.name}(steps=...)) or with_solver('tsit5', rtol=...)",
+                )
+            )
+        return self.with_solver(rtol=rtol, atol=self.atol * (rtol / self.rtol) if atol is None else atol)
+
+    def register_solve_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """``hook(self, (x, *args), solution)`` is called after every solve; it may return another
+        :class:`pynode.Solution` to take the place of this one.
+
+        :class:`pynode.training.StepAdapter` and :class:`pynode.training.History` are such hooks.
+
+        Returns
+        -------
+        torch.utils.hooks.RemovableHandle
+            ``handle.remove()`` takes the hook away.
+        """
+        check_callable("hook", hook, "hook(module, inputs, solution)")
+        handle = RemovableHandle(self._solve_hooks)
+        self._solve_hooks[handle.id] = hook
+        return handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to this object: a copy or a file would carry their owners (a training's log, say) along.
+        return {**self.__dict__, "_solve_hooks": OrderedDict()}
 
     def _conditions(self, x: Any) -> Iterator[Any]:
         if isinstance(self.condition, torch.nn.ModuleList):
