@@ -1,4 +1,4 @@
-"""Flows that are cheap to integrate: what each regulariser of ``pynode.training`` saves at test time, for what accuracy.
+"""Flows that are cheap to integrate: what each regulariser of ``pynode.training`` saves at test time, and its price.
 
     python examples/regularisers.py            # weights on two validation seeds, then three others; some 20 minutes
     python examples/regularisers.py --quick    # one weight each, one seed, fewer iterations: less than 2 minutes
@@ -7,9 +7,9 @@ The 1 797 digits of scikit-learn (8 x 8), 1 000 for training, 297 for choosing w
 ODE on the 64 pixels (one hidden layer of 48 tanh units that sees the time) with a linear output layer, trained by Adam
 with Tsit5 at 1e-3. At test time evaluations of the field are counted at tolerance 1e-5, in one batch of all images.
 
-Weights: of each regulariser's grid, the one with the fewest evaluations whose accuracy on the validation images, averaged
-over the validation seeds, is no more than half a point below the model's without regulariser. The table's seeds (split,
-initial parameters, batches) are others.
+Weights: of each regulariser's grid, the one with the fewest evaluations whose accuracy on the validation images,
+averaged over the validation seeds, is no more than half a point below the model's without regulariser. The table's
+seeds (split, initial parameters, batches) are others.
 
 Differs from the papers: small fully connected models, digits instead of MNIST or densities, some hundred iterations,
 one fixed weight each instead of schedules (ERNODE's decays in the paper).
@@ -228,9 +228,10 @@ def main() -> None:
     for name, found in results.items():
         accuracies, evaluations = zip(*found, strict=True)
         accuracy, nfe = statistics.mean(accuracies), statistics.mean(evaluations)
+        spread = f"({min(evaluations)} to {max(evaluations)})"
         print(
             f"{name:16} {weights[name]:8g} {accuracy:6.1f} ({min(accuracies):.1f} to {max(accuracies):.1f}) "
-            f"{accuracy - plain[0]:+7.1f} {nfe:7.1f} ({min(evaluations)} to {max(evaluations)}) {1 - nfe / plain[1]:7.0%}"
+            f"{accuracy - plain[0]:+7.1f} {nfe:7.1f} {spread} {1 - nfe / plain[1]:7.0%}"
         )
     picture(results, options.output)
     table = {"epochs": epochs, "seeds": seeds, "weights": weights, "accuracy and evaluations": results}
