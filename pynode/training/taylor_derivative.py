@@ -11,6 +11,7 @@ from torch import Tensor
 from pynode.errors import InputError, explain
 from pynode.layout import Tree
 from pynode.nn.field_costs import FieldCost, squared_norm
+from pynode.nn.trees import map_leaves
 
 
 class TaylorDerivative(FieldCost):
@@ -18,9 +19,9 @@ class TaylorDerivative(FieldCost):
     easy to solve"): a method of order ``K - 1`` errs by multiples of that derivative.
 
     ``d^k y/dt^k`` follows from ``d^(k-1) y/dt^(k-1)``, a function of ``(t, y)``, as its derivative along ``(1, f)``:
-    forward-mode products, nested ``K - 1`` deep, in ``2^K - 1`` evaluations' work (the paper's Taylor mode needs of the
-    order of ``K^2``: the same for K = 3). ``K = 1`` is :class:`KineticEnergy`. ``f`` has to be ``K`` times
-    differentiable (tanh, SiLU; not ReLU) for a gradient.
+    Jacobian-vector products, nested ``K - 1`` deep, whose work grows exponentially with ``K`` (the paper's Taylor mode
+    needs of the order of ``K^2``). ``K = 1`` is :class:`KineticEnergy`. ``f`` has to be ``K`` times differentiable
+    (tanh, SiLU; not ReLU) for a gradient.
 
     Parameters
     ----------
@@ -61,6 +62,10 @@ def _along(function: Callable[[Tensor, Tree], Tree], field: Callable[[Tensor, Tr
     """The derivative of a function of ``(t, y)`` along the solution of ``field``."""
 
     def derivative(t: Tensor, y: Tree) -> Tree:
-        return torch.func.jvp(function, (t, y), (torch.ones_like(t), field(t, y)))[1]
+        # The pullback is linear, and its own pullback the push forward: torch's forward mode gives the same, slower,
+        # and cannot be traced inside fields for Julia.
+        value, pull = torch.func.vjp(function, t, y)[:2]
+        push = torch.func.vjp(pull, map_leaves(torch.zeros_like, value))[1]
+        return push((torch.ones_like(t), field(t, y)))[0]
 
     return derivative

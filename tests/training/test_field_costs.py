@@ -128,12 +128,12 @@ def test_gradients_are_those_of_finite_differences(make) -> None:
     )
 
 
-@pytest.mark.parametrize("make", [COSTS["jacobian by noise"], COSTS["Taylor 3"]], ids=["jacobian", "Taylor"])
+@pytest.mark.parametrize("make", [COSTS["jacobian by noise"], COSTS["Taylor 2"]], ids=["jacobian", "Taylor"])
 def test_sensitivity_algorithms_agree(make) -> None:
     field, x = Tanh(), points(3, 2).requires_grad_()
     cost = make(field).drawn(x, torch.Generator().manual_seed(1))
     found = {}
-    tolerance = 1e-9
+    tolerance = 1e-7
     for sensealg in (
         pynode.DirectAdjoint(),
         pynode.CheckpointedAdjoint(),
@@ -142,7 +142,7 @@ def test_sensitivity_algorithms_agree(make) -> None:
         pynode.GaussAdjoint(),
     ):
         sol = pynode.solve(
-            field, x, [0.0, 0.5], running_cost=cost, sensealg=sensealg, rtol=tolerance, atol=tolerance,
+            field, x, [0.0, 0.3], running_cost=cost, sensealg=sensealg, rtol=tolerance, atol=tolerance,
             algorithm=pynode.Vern7(), cost_in_norm=True,
         )  # fmt: skip
         found[sensealg.name] = torch.autograd.grad(sol.running_cost.sum(), [x, *field.parameters()])
@@ -220,7 +220,11 @@ def test_bad_input_is_named(make, named) -> None:
 # ----------------------------------------------------------------------------------------------------------- capture
 
 
-@each_cost
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=pytest.mark.slow if name == "Taylor 3" else ()) for name, make in COSTS.items()],
+    ids=COSTS,
+)
 def test_running_costs_are_captured_for_julia(make) -> None:
     field, y = Tanh(), points(3, 2)
     costs = RunningCosts(cost=make(field)).drawn(y)
