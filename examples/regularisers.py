@@ -1,7 +1,7 @@
 """Flows that are cheap to integrate: what each regulariser of ``pynode.training`` saves at test time, and its price.
 
     python examples/regularisers.py            # weights on two validation seeds, then three others; some 20 minutes
-    python examples/regularisers.py --fixed    # three seeds with the first weight of each grid, which is one so chosen
+    python examples/regularisers.py --fixed    # three seeds with the first weight of each grid, none chosen
     python examples/regularisers.py --quick    # that with one seed and fewer iterations: less than 2 minutes
 
 The 1 797 digits of scikit-learn (8 x 8), 1 000 for training, 297 for choosing weights and 500 for the table. A neural
