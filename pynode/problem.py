@@ -15,6 +15,7 @@ from pynode.errors import FieldError, InputError, explain
 from pynode.layout import Layout, leaves_of, rebuild
 from pynode.running_cost import Costed, CostedLayout, zero_cost
 from pynode.solution import Counts
+from pynode.step_quantity import StepQuantity
 from pynode.transforms import numbers
 
 
@@ -169,6 +170,8 @@ class ODEProblem:
         Of the running cost.
     norm_layout : Layout
         Of the leading channels that count in error norms.
+    quantities : tuple of StepQuantity
+        Of the steps: what each adds to the last channels of the running cost, one each.
     callables : tuple
         What of the user's is evaluated: ``f``, and the running cost.
     y0 : Tensor
@@ -207,6 +210,7 @@ class ODEProblem:
         self.callables: tuple[Callable[..., Any], ...] = (f,)
         self.layout = self.state_layout = Layout(y0)
         self.cost_layout: Layout | None = None
+        self.quantities: tuple[StepQuantity, ...] = tuple(getattr(running_cost, "of_steps", ()))
         self.t, self.times = check_times("t", t)
         if len(self.times) < 2:
             raise InputError(

@@ -106,6 +106,8 @@ class Solution:
     running_cost : tensor or tree of tensors, or None
         The integral of ``running_cost=`` over the span, in the form of its value; after a failed solve under
         ``throw=False``, up to the time that was reached.
+    span : tuple of float
+        The initial time and the time that was reached.
     algorithm, sensealg
         What was used; ``sensealg`` is None where nothing requires a gradient.
     at_steps : bool
@@ -136,7 +138,7 @@ class Solution:
         self.running_cost = running_cost
         self.at_steps = at_steps
         self._evaluate = evaluate
-        self._span = span
+        self.span = span
 
     def __call__(self, t: Tensor | float) -> Any:
         """The state at time(s) ``t``, by the algorithm's own dense output.
@@ -175,7 +177,7 @@ class Solution:
                     "flatten the times and convert them with .double()",
                 )
             )
-        low, high = min(self._span), max(self._span)
+        low, high = min(self.span), max(self.span)
         # The end of the span may have been rounded to the dtype of ``times``.
         inside = times.detach().double().clamp(low, high)
         slack = torch.finfo(times.dtype).eps * max(abs(low), abs(high))
@@ -197,7 +199,7 @@ class Solution:
             shape = f"ys: a {type(self.ys).__name__}"
         lines = [
             f"Solution({self.retcode.name}, {self.algorithm.name}, "
-            f"t = {self._span[0]:.6g} .. {self._span[1]:.6g}, {len(self.ts)} saved)",
+            f"t = {self.span[0]:.6g} .. {self.span[1]:.6g}, {len(self.ts)} saved)",
             f"  {shape}",
             f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected"
             + (f", {forward.nvjp} products with the Jacobian" if forward.nvjp else ""),

@@ -29,6 +29,7 @@ from pynode.sensealg import (
     as_sensealg,
 )
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
+from pynode.step_quantity import refuse_step_quantities
 from pynode.transforms import (
     any_true,
     check_common,
@@ -139,7 +140,8 @@ def solve(
         ``l(t, y, *args)``, whose integral from ``t[0]`` to ``t[-1]`` (negative where ``t`` decreases and ``l`` is
         positive) becomes ``sol.running_cost``. It returns a real tensor of any shape, or a tree of such, of the
         state's real dtype and device. It is integrated with the state, evaluated wherever ``f`` is (and once at the
-        start, to see its form), and differentiated like ``f``, with respect to its own parameters too.
+        start, to see its form), and differentiated like ``f``, with respect to its own parameters too. Quantities of
+        the steps themselves (:class:`pynode.training.LocalError`) are running costs, too, of the torch backend.
     cost_in_norm : bool
         The cost counts in the error norm like a part of the state ``(y, cost)``, under the tightest of the tolerances
         where these are tensors. By default it does not: the steps are those of the solve without it.
@@ -229,6 +231,8 @@ def solve(
         if functional:
             field = problem.field(stats.forward)  # what it captured may be dual too
             refuse_tangents([*inputs, field(field.time(problem.times[0]), problem.y0)], sensealg)
+    if problem.quantities:
+        refuse_step_quantities(backend, sensealg, bool(compile), differentiable)
     request = Request(
         problem=problem,
         algorithm=algorithm,

@@ -30,6 +30,7 @@ from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
+from pynode.native.metered import Metered
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.splittings import SPLITTINGS
@@ -95,13 +96,29 @@ class NativeRecord:
         """A stepper autograd can record; never a compiled one if not ``compiled``."""
         algorithm = self.request.algorithm
         if not compiled and not isinstance(algorithm, Symplectic):
-            return TapedRungeKutta(_tableau(algorithm), field)
+            return self._metered(TapedRungeKutta(_tableau(algorithm), field))
         return self._make(algorithm, field, taped=True)
+
+    def _metered(self, stepper: RungeKutta | TapedRungeKutta) -> Stepper:
+        """The stepper, adding to the channels that count steps, where there are such."""
+        request = self.request
+        quantities = request.problem.quantities
+        if not quantities:
+            return stepper
+        return Metered(stepper, quantities, request.problem.state_layout.size, request.rtol, request.atol)
 
     def _make(self, algorithm: Algorithm, field: Field, taped: bool) -> Stepper:
         if isinstance(algorithm, Reversible | Symplectic) and self.request.compile:
             raise UnsupportedError(
                 explain(f"compile='step' with {algorithm.name}", "a Runge-Kutta method", "drop compile=, or use Heun()")
+            )
+        if isinstance(algorithm, Reversible | Symplectic) and self.request.problem.quantities:
+            raise UnsupportedError(
+                explain(
+                    f"a running cost of the solver's steps (LocalError, StiffnessEstimate) with {algorithm.name}",
+                    "an explicit Runge-Kutta method",
+                    "use algorithm=Tsit5(), or drop that cost",
+                )
             )
         if isinstance(algorithm, Symplectic):
             return SymplecticStepper(SPLITTINGS[algorithm.name], field, algorithm.interpolation)
@@ -109,7 +126,7 @@ class NativeRecord:
             return REVERSIBLE[algorithm.name](field, algorithm.interpolation)
         tableau = _tableau(algorithm)
         if not self.request.compile:
-            return (TapedRungeKutta if taped else RungeKutta)(tableau, field)
+            return self._metered((TapedRungeKutta if taped else RungeKutta)(tableau, field))
         from pynode.native.compiled import (  # torch's compiler
             CompiledAdjoint,
             CompiledRungeKutta,

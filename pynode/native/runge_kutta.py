@@ -157,6 +157,10 @@ class RungeKutta:
             write(f(time, unpack(state), *args), rows[i])
         return state if self._fsal else addmv(y, prefix[-1], self.coefficients.b, alpha=h)
 
+    def stages(self) -> Tensor:
+        """The stage derivatives (S, n) of the last attempt, until the next one."""
+        return self._buffer[: self.coefficients.main]
+
     def error_ratio(self, measure: ErrorNorm) -> float:
         """Norm of the last attempt's error estimate over its tolerance; ``measure(error, factor)`` gives the norm of
         ``factor * error``."""
@@ -230,6 +234,12 @@ class TapedRungeKutta:
         self._need(k.needed)
         self._end = self._sum(-1)
         return self._end
+
+    def stages(self) -> Tensor:
+        """The stage derivatives (S, n) of the last attempt."""
+        k = self.coefficients
+        self._need(k.main)
+        return torch.stack(self._stages[: k.main])
 
     def error_ratio(self, measure: ErrorNorm) -> float:
         k = self.coefficients

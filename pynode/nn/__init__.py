@@ -7,7 +7,7 @@ from pynode.nn.cnf import CNF
 from pynode.nn.concat_context import ConcatContext
 from pynode.nn.concat_time import ConcatSquash, ConcatTime
 from pynode.nn.data_control import DataControl
-from pynode.nn.flow_costs import JacobianFrobenius, KineticEnergy
+from pynode.nn.field_costs import FieldCost, JacobianFrobenius, KineticEnergy
 from pynode.nn.galerkin import GalerkinConv2d, GalerkinLinear
 from pynode.nn.gradient_flow import GradientFlow
 from pynode.nn.gru_ode import GRUBayesCell, GRUField
@@ -52,6 +52,7 @@ __all__ = [
     "ControlledField",
     "DataControl",
     "ExactTrace",
+    "FieldCost",
     "Filtered",
     "Fourier",
     "GRUBayesCell",

@@ -11,8 +11,9 @@ from torch.distributions import Distribution, Independent, Normal
 
 from pynode.algorithms import Algorithm, Tsit5
 from pynode.errors import InputError, explain
-from pynode.layout import leaves_of, rebuild
+from pynode.nn.field_costs import OnFlow
 from pynode.nn.log_density import LogDensity
+from pynode.nn.over_length import over_length
 from pynode.nn.trace import ExactTrace, TraceEstimator
 from pynode.sensealg import SensitivityAlgorithm
 from pynode.solution import Solution
@@ -66,15 +67,16 @@ class CNF(torch.nn.Module):
         that follow ``.to(...)``.
     trace : TraceEstimator
         ``ExactTrace()``, or ``HutchinsonTrace(...)`` for large dimensions.
-    t : sequence of float, or tensor
+    t : sequence of float, tensor, or torch.nn.Module
         Time of the data, then that of the base distribution, strictly monotone. A tensor that requires a gradient
-        makes the depth learnable.
+        makes the depth learnable; a module (:class:`pynode.training.RandomEnd`) is called without arguments for them.
     encoder : torch.nn.Module or callable, optional
         What the context goes through before each solve, such as an embedding of labels.
     running_cost : callable, optional
-        ``l(t, (z, log_p), probes[, context])``, integrated by :meth:`log_prob_and_cost`: :class:`KineticEnergy` and
-        :class:`JacobianFrobenius`, or a function that calls several. It is evaluated beside the field; a program for
-        Julia has what the two share only once.
+        Integrated by :meth:`log_prob_and_cost`: :class:`KineticEnergy`, :class:`JacobianFrobenius` and the others of
+        :mod:`pynode.training`, several of them as :class:`pynode.training.RunningCosts`; or any other callable
+        ``l(t, (z, log_p), probes[, context])``. It is evaluated beside the field; a program for Julia has what the two
+        share only once.
     algorithm, sensealg, rtol, atol, **options
         As for :func:`pynode.solve`.
 
@@ -144,7 +146,7 @@ class CNF(torch.nn.Module):
         probes : Tensor, optional
             The noise itself, of a call of :meth:`probes`, for several solves with the same.
         """
-        return self._mapped(x, self.t, context, generator, probes)
+        return self._mapped(x, self._times(), context, generator, probes)
 
     def inverse(
         self, z: Tensor, context: Any = None, *, generator: torch.Generator | None = None, probes: Tensor | None = None
@@ -163,13 +165,19 @@ class CNF(torch.nn.Module):
         self, x: Tensor, context: Any = None, *, generator: torch.Generator | None = None, probes: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """``log p(x)``, and the integral of the running cost over ``|dt|`` along the same solve."""
-        if self.running_cost is None:
+        cost = self.running_cost
+        if cost is None:
             raise InputError(explain("this CNF has no running cost", "a running_cost=", "use log_prob, or give one"))
-        sol = self.solve(x, None, context, generator=generator, probes=probes, running_cost=self.running_cost)
+        sol = self.solve(
+            x,
+            None,
+            context,
+            generator=generator,
+            probes=probes,
+            running_cost=OnFlow(cost) if hasattr(cost, "flow_rate") else cost,
+        )
         z, delta = _ends(sol)
-        forward = bool(sol.ts[-1] > sol.ts[0])
-        costs = [leaf if forward else -leaf for _, leaf in leaves_of(sol.running_cost, "running_cost")]
-        return self._base_log_prob(z) - delta, rebuild(sol.running_cost, iter(costs))
+        return self._base_log_prob(z) - delta, over_length(sol, cost)
 
     def sample(
         self,
@@ -227,7 +235,7 @@ class CNF(torch.nn.Module):
     ) -> Solution:
         """The :class:`pynode.Solution` of ``(z, log_p - log p(start))`` at ``ts``, by default the module's ``t``."""
         start, features = self._together(start, context)
-        return self._augmented(start, self.t if ts is None else ts, features, generator, probes, running_cost)
+        return self._augmented(start, self._times() if ts is None else ts, features, generator, probes, running_cost)
 
     def probes(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What the trace is taken with for states like ``x`` (batch..., event...): see :mod:`pynode.nn.trace`."""
@@ -254,9 +262,10 @@ class CNF(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        t = self.t.tolist() if isinstance(self.t, Tensor) else list(self.t)
+        listed = self.t.tolist() if isinstance(self.t, Tensor) else self.t
+        t = "" if isinstance(listed, torch.nn.Module) else f"t={list(listed)}, "
         return (
-            f"event_shape={tuple(self.event_shape)}, trace={self.trace}, t={t}, algorithm={self.algorithm.name}, "
+            f"event_shape={tuple(self.event_shape)}, trace={self.trace}, {t}algorithm={self.algorithm.name}, "
             f"rtol={self.rtol:g}, atol={self.atol:g}"
         )
 
@@ -298,8 +307,12 @@ class CNF(torch.nn.Module):
         density: Tensor = self.base_distribution().log_prob(z)
         return density
 
+    def _times(self) -> Any:
+        return self.t() if isinstance(self.t, torch.nn.Module) else self.t
+
     def _reversed(self) -> Any:
-        return self.t.flip(0) if isinstance(self.t, Tensor) else list(self.t)[::-1]
+        t = self._times()
+        return t.flip(0) if isinstance(t, Tensor) else list(t)[::-1]
 
     def _features(self, context: Any) -> Tensor | None:
         if context is None:

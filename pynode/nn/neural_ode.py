@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from pynode.algorithms import Algorithm, Tsit5
 from pynode.errors import InputError, explain
 from pynode.layout import Tree, leaves_of
+from pynode.nn.over_length import over_length
 from pynode.nn.times import Times
 from pynode.nn.trees import check_callable, last, map_leaves
 from pynode.sensealg import SensitivityAlgorithm
@@ -43,8 +44,9 @@ class NeuralODE(torch.nn.Module):
     sensealg : SensitivityAlgorithm, optional
     rtol, atol : float
     running_cost : torch.nn.Module or callable, optional
-        See :func:`pynode.solve`; registered as the submodule ``running_cost`` if it is a module. The integral is that
-        of the solution :meth:`solve` returns.
+        See :func:`pynode.solve` and :mod:`pynode.training`; registered as the submodule ``running_cost`` if it is a
+        module. The integral is that of the solution :meth:`solve` returns, and comes with the output from
+        :meth:`output_and_cost`. One with a method ``drawn(y0)`` is asked for the cost of each solve.
     **options
         Further keyword arguments of :func:`pynode.solve`. The ``d_discontinuities`` of the field's modules
         (:class:`Stacked`) are added to those given.
@@ -101,6 +103,20 @@ class NeuralODE(torch.nn.Module):
         end = last(self.solve(x, args=args).ys)
         return end if self.output is None else self.output(end)
 
+    def output_and_cost(self, x: Any, *args: Any) -> tuple[Any, Any]:
+        """What :meth:`forward` gives, and the integral of the running cost over ``|dt|`` along the same solve.
+
+        Raises
+        ------
+        InputError
+            If the model has no running cost.
+        """
+        if self.running_cost is None:
+            raise InputError(explain("this NeuralODE has no running cost", "a running_cost=", "call it, or give one"))
+        sol = self.solve(x, args=args)
+        end = last(sol.ys)
+        return end if self.output is None else self.output(end), over_length(sol, self.running_cost)
+
     def trajectory(self, x: Any, ts: Any, *args: Any) -> Any:
         """Outputs at ``ts`` (T,), the first of which is the initial time: leaves of shape (T, *leaf shape)."""
         ys = self.solve(x, ts, args=args).ys
@@ -122,16 +138,20 @@ class NeuralODE(torch.nn.Module):
             options = {**options, "d_discontinuities": jumps}
         if ts is None:
             ts = self.t() if isinstance(self.t, torch.nn.Module) else self.t
+        y0 = x if self.input is None else self.input(x)
+        cost = self.running_cost
+        if hasattr(cost, "drawn"):
+            cost = cost.drawn(y0)
         solution = solve(
             self.f,
-            x if self.input is None else self.input(x),
+            y0,
             ts,
-            args=(*self._conditions(x), *args),
+            args=(*self.conditions(x), *args),
             algorithm=self.algorithm,
             sensealg=self.sensealg,
             rtol=self.rtol,
             atol=self.atol,
-            running_cost=self.running_cost,
+            running_cost=cost,
             **options,
         )
         for hook in tuple(self._solve_hooks.values()):
@@ -212,11 +232,11 @@ class NeuralODE(torch.nn.Module):
         # Hooks belong to this object: a copy or a file would carry their owners (a training's log, say) along.
         return {**self.__dict__, "_solve_hooks": OrderedDict()}
 
-    def _conditions(self, x: Any) -> Iterator[Any]:
+    def conditions(self, x: Any) -> tuple[Any, ...]:
+        """The field's first further arguments for an input: ``condition`` of it."""
         if isinstance(self.condition, torch.nn.ModuleList):
-            yield from (condition(x) for condition in self.condition)
-        elif self.condition is not None:
-            yield self.condition(x)
+            return tuple(condition(x) for condition in self.condition)
+        return () if self.condition is None else (self.condition(x),)
 
     def extra_repr(self) -> str:
         listed = self.t.tolist() if isinstance(self.t, Tensor) else self.t

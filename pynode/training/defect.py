@@ -41,7 +41,7 @@ def defect(ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Tree:
         In the form of the state. Its evaluations are counted in ``solution.stats.forward``.
     """
     x, args = inputs[0], inputs[1:]
-    given = (*ode._conditions(x), *args)
+    given = (*ode.conditions(x), *args)
     ts, ys = solution.ts, solution.ys
 
     def slope(t: Tensor, y: Tree) -> Tree:

@@ -28,7 +28,7 @@ def initial_step(ode: NeuralODE, inputs: tuple[Any, ...]) -> float:
     with torch.no_grad():
         y0 = x if ode.input is None else ode.input(x)
         times = ode.t() if isinstance(ode.t, torch.nn.Module) else ode.t
-        problem = ODEProblem(ode.f, y0, times, (*ode._conditions(x), *args))
+        problem = ODEProblem(ode.f, y0, times, (*ode.conditions(x), *args))
         field, direction = problem.field(Counts()), 1.0 if problem.times[-1] > problem.times[0] else -1.0
         start, layout = problem.times[0], problem.state_layout
         flat = problem.y0

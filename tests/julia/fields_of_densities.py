@@ -9,6 +9,7 @@ from fields import FIELDS, Draw, Made, field
 from torch import Tensor, nn
 
 from pynode.nn import ConcatContext, JacobianFrobenius, KineticEnergy, LogDensity
+from pynode.nn.field_costs import OnFlow
 from pynode.nn.trace import ExactTrace, HutchinsonTrace
 from pynode.running_cost import Costed
 
@@ -83,7 +84,7 @@ def density_of_images(draw: Draw) -> Made:
 def density_with_costs(draw: Draw) -> Made:
     z = draw.normal(3, 2)
     density = draw.module(lambda: LogDensity(Perceptron(2, torch.tanh)))
-    kinetic, frobenius = KineticEnergy(density.f), JacobianFrobenius(density.f)
+    kinetic, frobenius = OnFlow(KineticEnergy(density.f)), OnFlow(JacobianFrobenius(density.f))
 
     def costs(*given: object) -> tuple[Tensor, Tensor]:
         return kinetic(*given), frobenius(*given)

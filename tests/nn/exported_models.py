@@ -45,6 +45,7 @@ from pynode.nn import (
     TimeSequential,
     UniversalODE,
 )
+from pynode.nn.field_costs import OnFlow
 
 Options = dict[str, Any]
 
@@ -97,7 +98,7 @@ class OnSeries(nn.Module):
 
 def regularised(k: Options) -> Flow:
     own = ConcatTime(chain(3, 4, 2))
-    kinetic, jacobian = KineticEnergy(own), JacobianFrobenius(own)
+    kinetic, jacobian = OnFlow(KineticEnergy(own)), OnFlow(JacobianFrobenius(own))
 
     def cost(*given: Any) -> Tensor:
         return kinetic(*given) + jacobian(*given)
@@ -221,6 +222,7 @@ OTHERS = {
     "ELBO": "a result of LatentODE.elbo",
     "Filtered": "a result of ODERNN",
     "ExactTrace": "CNF",
+    "FieldCost": "abstract",
     "HutchinsonTrace": "conditional CNF",
     "KineticEnergy": "RNODE",
     "JacobianFrobenius": "RNODE",

@@ -17,6 +17,7 @@ from torch.distributions import Gamma, Independent, Laplace, MultivariateNormal,
 import pynode
 from pynode.errors import InputError
 from pynode.nn import CNF, ConcatContext, ExactTrace, HutchinsonTrace, JacobianFrobenius, KineticEnergy
+from pynode.nn.field_costs import OnFlow
 
 TOLERANCE = 1e-10
 TIGHT = {"rtol": TOLERANCE, "atol": TOLERANCE, "algorithm": pynode.Vern7()}
@@ -322,7 +323,7 @@ def test_noise_is_drawn_once_a_solve_and_anew_for_the_next() -> None:
 def test_costs_of_a_linear_field(t) -> None:
     matrix = MATRIX * (t[1] - t[0])  # the same map in either direction of time
     field = Linear(matrix)
-    kinetic, frobenius = KineticEnergy(field), JacobianFrobenius(field)
+    kinetic, frobenius = OnFlow(KineticEnergy(field)), OnFlow(JacobianFrobenius(field))
     cnf = CNF(field, 3, t=t, running_cost=lambda *given: (kinetic(*given), frobenius(*given)), **TIGHT)
     x = points(4, 3)
     log_p, (energy, norm) = cnf.log_prob_and_cost(x)
@@ -354,7 +355,7 @@ def test_a_running_cost_attaches_and_trains(trace) -> None:
     def trained(weight: float) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(0)
         field = Perceptron(2, width=16)
-        kinetic, frobenius = KineticEnergy(field), JacobianFrobenius(field)
+        kinetic, frobenius = OnFlow(KineticEnergy(field)), OnFlow(JacobianFrobenius(field))
         costs = lambda *given: (kinetic(*given), frobenius(*given))  # noqa: E731
         cnf = CNF(field, 2, trace=trace, running_cost=costs, **CHEAP)
         assert [name for name, _ in cnf.named_parameters()] == [f"field.f.{x}" for x, _ in field.named_parameters()]

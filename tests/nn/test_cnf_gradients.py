@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import pynode
 from pynode import julia
 from pynode.nn import CNF, ConcatContext, ExactTrace, HutchinsonTrace, JacobianFrobenius, KineticEnergy
+from pynode.nn.field_costs import OnFlow
 
 TOLERANCE = 1e-9
 #: Fewer than 60 steps of local errors below tolerance (1 + |y|) with |y| < 10 (adjoints too), amplified less than 10
@@ -26,7 +27,7 @@ class Conditional(nn.Module):
     def __init__(self, trace, **options) -> None:
         super().__init__()
         field = Perceptron(2, context=2, width=5)
-        kinetic, frobenius = KineticEnergy(field), JacobianFrobenius(field)
+        kinetic, frobenius = OnFlow(KineticEnergy(field)), OnFlow(JacobianFrobenius(field))
         self.flow = CNF(
             field,
             2,

@@ -89,7 +89,7 @@ CAPTURED = (
 def test_it_is_captured_for_julia(name: str) -> None:
     model, x = made(name)
     y0 = x if model.input is None else model.input(x)
-    text = julia.source(model.f, 0.25, y0, tuple(model._conditions(x)))
+    text = julia.source(model.f, 0.25, y0, tuple(model.conditions(x)))
     assert "vjp_p!" in text
 
 
