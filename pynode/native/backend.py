@@ -24,19 +24,16 @@ from pynode.native.adjoints import (
     reversible,
     second_order,
 )
-from pynode.native.adjoints.backward import Against
 from pynode.native.checkpoints import Binomial, EveryStep, Thinned
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.metered import Metered
+from pynode.native.methods import known, stepper_of
 from pynode.native.reversible import REVERSIBLE
-from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
-from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.trajectory import SaveRecorder, Trajectory
 from pynode.problem import Field, ODEProblem
 from pynode.running_cost import StateObserver
@@ -90,52 +87,11 @@ class NativeRecord:
 
     def stepper(self, field: Field, algorithm: Algorithm | None = None) -> Stepper:
         """A stepper that records nothing."""
-        return self._make(algorithm or self.request.algorithm, field, taped=False)
+        return stepper_of(algorithm or self.request.algorithm, field, self.request, taped=False)
 
     def taped_stepper(self, field: Field, compiled: bool = True) -> Stepper:
         """A stepper autograd can record; never a compiled one if not ``compiled``."""
-        algorithm = self.request.algorithm
-        if not compiled and not isinstance(algorithm, Symplectic):
-            return self._metered(TapedRungeKutta(_tableau(algorithm), field))
-        return self._make(algorithm, field, taped=True)
-
-    def _metered(self, stepper: RungeKutta | TapedRungeKutta) -> Stepper:
-        """The stepper, adding to the channels that count steps, where there are such."""
-        request = self.request
-        quantities = request.problem.quantities
-        if not quantities:
-            return stepper
-        return Metered(stepper, quantities, request.problem.state_layout.size, request.rtol, request.atol)
-
-    def _make(self, algorithm: Algorithm, field: Field, taped: bool) -> Stepper:
-        if isinstance(algorithm, Reversible | Symplectic) and self.request.compile:
-            raise UnsupportedError(
-                explain(f"compile='step' with {algorithm.name}", "a Runge-Kutta method", "drop compile=, or use Heun()")
-            )
-        if isinstance(algorithm, Reversible | Symplectic) and self.request.problem.quantities:
-            raise UnsupportedError(
-                explain(
-                    f"a running cost of the solver's steps (LocalError, StiffnessEstimate) with {algorithm.name}",
-                    "an explicit Runge-Kutta method",
-                    "use algorithm=Tsit5(), or drop that cost",
-                )
-            )
-        if isinstance(algorithm, Symplectic):
-            return SymplecticStepper(SPLITTINGS[algorithm.name], field, algorithm.interpolation)
-        if isinstance(algorithm, Reversible):
-            return REVERSIBLE[algorithm.name](field, algorithm.interpolation)
-        tableau = _tableau(algorithm)
-        if not self.request.compile:
-            return self._metered((TapedRungeKutta if taped else RungeKutta)(tableau, field))
-        from pynode.native.compiled import (  # torch's compiler
-            CompiledAdjoint,
-            CompiledRungeKutta,
-            CompiledTapedRungeKutta,
-        )
-
-        if isinstance(field, Against):
-            return CompiledAdjoint(tableau, field)
-        return (CompiledTapedRungeKutta if taped else CompiledRungeKutta)(tableau, field)
+        return stepper_of(self.request.algorithm, field, self.request, taped=True, compiled=compiled)
 
     def dense(self) -> Dense:
         """The forward solution at any time: kept, or solved again from the states that were."""
@@ -216,15 +172,6 @@ class NativeRecord:
         return boundaries
 
 
-def _tableau(algorithm: Algorithm) -> Tableau:
-    tableau = TABLEAUS[algorithm.name]
-    if isinstance(algorithm, FixedStep) and algorithm.interpolation == "linear":
-        return dataclasses.replace(
-            tableau, dense_c=(), dense_a=(), dense_b=tuple((weight,) for weight in tableau.b), dense_order=1
-        )
-    return tableau
-
-
 def _store(request: Request) -> EveryStep | None:
     """What keeps the states that dense output and the sensitivity algorithm need."""
     sensealg = request.sensealg if request.differentiable else None
@@ -264,7 +211,7 @@ class NativeBackend:
         return None
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
-        if not any(algorithm.name in methods for methods in (TABLEAUS, REVERSIBLE, SPLITTINGS)):
+        if not known(algorithm):
             return f"the algorithm {algorithm.name}"
         if not isinstance(sensealg, DirectAdjoint) and type(sensealg) not in _PULL_BACKS:
             return f"the sensitivity algorithm {sensealg.name}"

@@ -1,0 +1,59 @@
+"""Integration algorithms: names and options only, no arithmetic.
+
+An algorithm is an immutable object; the backends know how to run it. Names are those of OrdinaryDiffEq.jl;
+the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_from_name`).
+"""
+
+from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.julia import JuliaAlgorithm
+from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
+from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from pynode.algorithms.runge_kutta import (
+    BS3,
+    DP5,
+    DP8,
+    RK4,
+    RK38,
+    SSPRK33,
+    AdaptiveHeun,
+    Euler,
+    Fehlberg2,
+    Heun,
+    Midpoint,
+    Ralston,
+    Tsit5,
+    Vern7,
+    Vern9,
+)
+from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
+
+__all__ = [
+    "ALGORITHMS",
+    "ALIASES",
+    "BS3",
+    "DP5",
+    "DP8",
+    "RK4",
+    "RK38",
+    "SSPRK33",
+    "AdaptiveHeun",
+    "Algorithm",
+    "AsynchronousLeapfrog",
+    "Euler",
+    "Fehlberg2",
+    "FixedStep",
+    "Heun",
+    "JuliaAlgorithm",
+    "Midpoint",
+    "Ralston",
+    "Reversible",
+    "ReversibleHeun",
+    "Symplectic",
+    "SymplecticEuler",
+    "Tsit5",
+    "VelocityVerlet",
+    "Vern7",
+    "Vern9",
+    "Yoshida6",
+    "algorithm_from_name",
+]

@@ -1,0 +1,79 @@
+"""Every algorithm by its name, and the names of other libraries."""
+
+from __future__ import annotations
+
+import difflib
+
+from pynode.algorithms.base import Algorithm
+from pynode.algorithms.julia import JuliaAlgorithm
+from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
+from pynode.algorithms.runge_kutta import (
+    BS3,
+    DP5,
+    DP8,
+    RK4,
+    RK38,
+    SSPRK33,
+    AdaptiveHeun,
+    Euler,
+    Fehlberg2,
+    Heun,
+    Midpoint,
+    Ralston,
+    Tsit5,
+    Vern7,
+    Vern9,
+)
+from pynode.algorithms.symplectic import SymplecticEuler, VelocityVerlet, Yoshida6
+from pynode.errors import InputError, explain
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    cls.__name__: cls
+    for cls in (
+        *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
+        *(ReversibleHeun, AsynchronousLeapfrog),
+        *(SymplecticEuler, VelocityVerlet, Yoshida6),
+        *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
+    )
+}
+
+#: Names of other libraries that do not equal a class name in lower case.
+ALIASES: dict[str, str] = {
+    "dopri5": "DP5",
+    "dopri8": "DP8",
+    "bosh3": "BS3",
+    "adaptive_heun": "AdaptiveHeun",
+    "heun2": "Heun",
+    "rk3/8": "RK38",
+    "reversible_heun": "ReversibleHeun",
+    "alf": "AsynchronousLeapfrog",
+}
+
+
+def algorithm_from_name(name: str, foreign: bool = False) -> Algorithm:
+    """The algorithm called ``name`` (case-insensitive class name or alias), with default options.
+
+    ``foreign``: a name that is not pynode's own is one of OrdinaryDiffEq.jl's.
+
+    Raises
+    ------
+    InputError
+        For an unknown name; the message lists the nearest known ones.
+    """
+    table = {key.lower(): cls for key, cls in ALGORITHMS.items()}
+    table.update({alias: ALGORITHMS[key] for alias, key in ALIASES.items()})
+    found = table.get(name.lower())
+    if found is not None:
+        return found()
+    if foreign:
+        return JuliaAlgorithm(name)
+    near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.4)
+    names = [table[key].__name__ for key in near] or sorted(ALGORITHMS)
+    hint = "did you mean " if near else "known algorithms are "
+    raise InputError(
+        explain(
+            f"unknown algorithm {name!r}",
+            f"one of {', '.join(sorted(ALGORITHMS))} or the aliases {', '.join(ALIASES)}",
+            hint + ", ".join(dict.fromkeys(names)) + "; all of OrdinaryDiffEq.jl's are there with backend='julia'",
+        )
+    )

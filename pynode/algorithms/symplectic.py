@@ -1,0 +1,55 @@
+"""Methods for pairs of positions and momenta."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pynode.algorithms.base import FixedStep
+
+
+@dataclass(frozen=True)
+class Symplectic(FixedStep):
+    """A method for separable fields on pairs ``(q, p)``: ``dq/dt = f_q(t, p)``, ``dp/dt = f_p(t, q)``.
+
+    Kicks (``p += b h f_p``) and drifts (``q += a h f_q``) alternate. For ``f_q = dH/dp``, ``f_p = -dH/dq`` every step
+    is a symplectic map: the energy error stays bounded over times exponentially long in ``1/h``, instead of growing
+    (Hairer, Lubich and Wanner 2006, "Geometric Numerical Integration").
+
+    The state is a tuple, list or named tuple of two trees, positions first (SciML's ``DynamicalODEProblem`` has the
+    velocities first). The field is one of
+
+    - any ``f(t, (q, p), *args) -> (dq, dp)``, which is called once for every half that is needed;
+    - one with the methods ``velocity(t, p, *args) -> dq`` and ``force(t, q, *args) -> dp`` besides, which are called
+      instead (``pynode.nn.HamiltonianODE(kinetic=, potential=)``, say).
+
+    Every call, of the whole or of a half, counts as one evaluation. Whether the field is separable is tried before the
+    first step, at three more evaluations; FieldError says which half is not. A running cost is integrated to the
+    method's order, one evaluation a drift.
+
+    Fixed steps: all options of FixedStep. Save points inside a step are filled by a cubic, of order 3 whatever the
+    order of the method: let ``t`` or ``mesh`` meet them. Continuous adjoints need another algorithm for the way back
+    (``GaussAdjoint(algorithm=Tsit5())``): the adjoint state is no pair. ``ReversibleAdjoint`` works. The native backend
+    only.
+    """
+
+
+@dataclass(frozen=True)
+class SymplecticEuler(Symplectic):
+    """Symplectic Euler, order 1: a drift, then a kick. Two evaluations a step."""
+
+
+@dataclass(frozen=True)
+class VelocityVerlet(Symplectic):
+    """Velocity Verlet (Stoermer-Verlet, leapfrog), order 2: half a kick, a drift, half a kick.
+
+    Two evaluations a step, as the last force is the first of the next step.
+    """
+
+
+@dataclass(frozen=True)
+class Yoshida6(Symplectic):
+    """Yoshida's sixth-order composition of seven Verlet steps, solution A (Yoshida 1990, "Construction of higher order
+    symplectic integrators"). Fourteen evaluations a step.
+
+    Some substeps go back in time, beyond the start and the end of the step: of fields that jump it sees the other side.
+    """

@@ -1,0 +1,134 @@
+"""Which stepper runs an algorithm: the one place where the native solver knows methods by name.
+
+To add a family of methods: a class of algorithms in :mod:`pynode.algorithms`, a stepper
+(:class:`pynode.native.stepper.Stepper`) in a file of its own, and one entry in ``FAMILIES`` here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any
+
+from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
+from pynode.errors import UnsupportedError, explain
+from pynode.native.adjoints.backward import Against
+from pynode.native.metered import Metered
+from pynode.native.reversible import REVERSIBLE
+from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
+from pynode.native.splittings import SPLITTINGS
+from pynode.native.stepper import Stepper
+from pynode.native.symplectic import Symplectic as SymplecticStepper
+from pynode.native.tableaus import TABLEAUS, Tableau
+from pynode.problem import Field
+
+if TYPE_CHECKING:
+    from pynode.backends import Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Methods that one stepper runs.
+
+    Parameters
+    ----------
+    names : container of str
+        Of the algorithms.
+    make : callable
+        ``make(algorithm, field, taped, request)``; ``taped``: autograd records what the stepper does.
+    """
+
+    names: Container[str]
+    make: Callable[[Any, Field, bool, Request], Stepper]
+
+
+#: Of all algorithms but the explicit Runge-Kutta methods, which have compiled and metered forms besides.
+FAMILIES: dict[type[Algorithm], Family] = {
+    Symplectic: Family(
+        SPLITTINGS,
+        lambda algorithm, field, taped, request: SymplecticStepper(
+            SPLITTINGS[algorithm.name], field, algorithm.interpolation
+        ),
+    ),
+    Reversible: Family(
+        REVERSIBLE,
+        lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
+    ),
+}
+
+
+def family_of(algorithm: Algorithm) -> Family | None:
+    """The family of an algorithm; None for an explicit Runge-Kutta method."""
+    return next((family for kind, family in FAMILIES.items() if isinstance(algorithm, kind)), None)
+
+
+def known(algorithm: Algorithm) -> bool:
+    """Whether the native solver has the algorithm."""
+    family = family_of(algorithm)
+    return algorithm.name in (TABLEAUS if family is None else family.names)
+
+
+def stepper_of(algorithm: Algorithm, field: Field, request: Request, taped: bool, compiled: bool = True) -> Stepper:
+    """A stepper for ``algorithm`` on ``field``.
+
+    Parameters
+    ----------
+    taped : bool
+        Autograd is to record what it does.
+    compiled : bool
+        False for an eager one whatever ``compile=`` says.
+
+    Raises
+    ------
+    UnsupportedError
+        For an option of the request that the method does not have.
+    """
+    family = family_of(algorithm)
+    if family is not None:
+        _refuse_options(algorithm, request)
+        return family.make(algorithm, field, taped, request)
+    tableau = tableau_of(algorithm)
+    if not (request.compile and compiled):
+        return _metered((TapedRungeKutta if taped else RungeKutta)(tableau, field), request)
+    from pynode.native.compiled import CompiledAdjoint, CompiledRungeKutta, CompiledTapedRungeKutta  # torch's compiler
+
+    if isinstance(field, Against):
+        return CompiledAdjoint(tableau, field)
+    return (CompiledTapedRungeKutta if taped else CompiledRungeKutta)(tableau, field)
+
+
+def tableau_of(algorithm: Algorithm) -> Tableau:
+    """The tableau of an explicit Runge-Kutta method, with the dense output the algorithm asks for."""
+    tableau = TABLEAUS[algorithm.name]
+    if isinstance(algorithm, FixedStep) and algorithm.interpolation == "linear":
+        return dataclasses.replace(
+            tableau, dense_c=(), dense_a=(), dense_b=tuple((weight,) for weight in tableau.b), dense_order=1
+        )
+    return tableau
+
+
+def _metered(stepper: RungeKutta | TapedRungeKutta, request: Request) -> Stepper:
+    """The stepper, adding to the channels that count steps, where there are such."""
+    quantities = request.problem.quantities
+    if not quantities:
+        return stepper
+    return Metered(stepper, quantities, request.problem.state_layout.size, request.rtol, request.atol)
+
+
+def _refuse_options(algorithm: Algorithm, request: Request) -> None:
+    if request.compile:
+        raise UnsupportedError(
+            explain(
+                f"compile='step' with {algorithm.name}",
+                "an explicit Runge-Kutta method",
+                "drop compile=, or use Heun()",
+            )
+        )
+    if request.problem.quantities:
+        raise UnsupportedError(
+            explain(
+                f"a running cost of the solver's steps (LocalError, StiffnessEstimate) with {algorithm.name}",
+                "an explicit Runge-Kutta method",
+                "use algorithm=Tsit5(), or drop that cost",
+            )
+        )
