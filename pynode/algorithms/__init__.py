@@ -25,6 +25,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
+from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4, Stabilized
 from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "DP8",
     "RK4",
     "RK38",
+    "RKC",
+    "ROCK2",
+    "ROCK4",
     "SSPRK33",
     "AdaptiveHeun",
     "Algorithm",
@@ -48,6 +52,7 @@ __all__ = [
     "Ralston",
     "Reversible",
     "ReversibleHeun",
+    "Stabilized",
     "Symplectic",
     "SymplecticEuler",
     "Tsit5",

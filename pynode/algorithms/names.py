@@ -24,6 +24,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
+from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4
 from pynode.algorithms.symplectic import SymplecticEuler, VelocityVerlet, Yoshida6
 from pynode.errors import InputError, explain
 
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
+        *(RKC, ROCK2, ROCK4),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
     )
 }

@@ -10,13 +10,15 @@ import dataclasses
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedStep, Reversible, Stabilized, Symplectic
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Against
+from pynode.native.chebyshev import SCHEMES
 from pynode.native.metered import Metered
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.splittings import SPLITTINGS
+from pynode.native.stabilized import Stabilized as StabilizedStepper
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
@@ -54,6 +56,7 @@ FAMILIES: dict[type[Algorithm], Family] = {
         REVERSIBLE,
         lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
     ),
+    Stabilized: Family(SCHEMES, lambda algorithm, field, taped, request: StabilizedStepper(algorithm, field)),
 }
 
 
@@ -66,6 +69,13 @@ def known(algorithm: Algorithm) -> bool:
     """Whether the native solver has the algorithm."""
     family = family_of(algorithm)
     return algorithm.name in (TABLEAUS if family is None else family.names)
+
+
+def vectors_carried(algorithm: Algorithm) -> int:
+    """How many vectors of the state's size a step of the algorithm starts from beside the state."""
+    if isinstance(algorithm, Reversible):
+        return REVERSIBLE[algorithm.name].carries
+    return 1 if isinstance(algorithm, Stabilized) and algorithm.eigen_est is None else 0
 
 
 def stepper_of(algorithm: Algorithm, field: Field, request: Request, taped: bool, compiled: bool = True) -> Stepper:
