@@ -24,6 +24,7 @@ from pynode.native.adjoints import (
     reversible,
     second_order,
 )
+from pynode.native.algebraic import check_mass_matrix
 from pynode.native.checkpoints import Binomial, EveryStep, Thinned
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
@@ -271,6 +272,7 @@ class NativeBackend:
                 record.columns = columns = forward.Columns(request)
                 y0, field = columns.start(y0), columns.field(request.stats.forward)
                 observer = None if observer is None else StateObserver(observer, problem.state_layout.size)
+            check_mass_matrix(request, field, y0)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
             if isinstance(stepper, SymplecticStepper):
@@ -390,7 +392,7 @@ class _CountedPullbacks(Field):
     """A field that counts the pullbacks autograd makes through it, when it makes them."""
 
     def __init__(self, field: Field, request: Request) -> None:
-        super().__init__(field.f, field.args, field.layout, field.counts)
+        super().__init__(field.f, field.args, field.layout, field.counts, field.jac, field.mass)
         self._backward = request.stats.backward
 
     def watched(self, derivative: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Stepper(Protocol):
         ...
 
     def derivative(self) -> Tensor:
-        """f(t, y) at the start of the coming step, or what the method takes for it."""
+        """dy/dt at the start of the coming step, or what the method takes for it."""
         ...
 
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
