@@ -32,7 +32,7 @@ class MassMatrix:
 
     @property
     def singular(self) -> bool:
-        return self.left.numel() > 0
+        return bool(self.left.shape[1])
 
 
 def as_mass_matrix(mass: Any, state: Layout, whole: Layout) -> MassMatrix:
