@@ -69,13 +69,18 @@ class Counts:
     """Work of one direction of a solve, counted where it happens.
 
     ``nfe`` evaluations of the field, ``nvjp`` products with its Jacobian (pullbacks through it; forward ones under
-    ``ForwardSensitivity``), ``accepted`` and ``rejected`` steps.
+    ``ForwardSensitivity`` and in matrix-free linear solves), ``accepted`` and ``rejected`` steps.
+
+    Of implicit methods besides: ``njac`` Jacobians (or points at which products with one were prepared), whose own
+    evaluations and pullbacks are in none of the others, and ``nlu`` factored matrices.
     """
 
     nfe: int = 0
     nvjp: int = 0
     accepted: int = 0
     rejected: int = 0
+    njac: int = 0
+    nlu: int = 0
 
 
 @dataclass

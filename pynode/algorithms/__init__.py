@@ -5,6 +5,7 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.implicit import Implicit
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -47,6 +48,7 @@ __all__ = [
     "Fehlberg2",
     "FixedStep",
     "Heun",
+    "Implicit",
     "JuliaAlgorithm",
     "Midpoint",
     "Ralston",

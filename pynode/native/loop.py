@@ -252,7 +252,7 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
         h0 = min(h0 if h0 > 0 else 1e-6, abs(span))  # neither 0 nor NaN, whatever a norm overflowed to
         h = math.copysign(h0, span)
         field_ = stepper.field
-        f1 = field_(field_.time(t + h), torch.add(y, f0, alpha=h))
+        f1 = field_.rate(field_.time(t + h), torch.add(y, f0, alpha=h))
         d2 = norm(f1 - f0) / h0
     h1 = max(1e-06, h0 * 0.001) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1.0 / stepper.error_order)
     size = min(100.0 * h0, h1, abs(span))
