@@ -42,11 +42,14 @@ class Field:
     ----------
     batches : bool
         Whether ``torch.vmap`` has not refused pullbacks through ``f`` yet.
+    on_tape : bool
+        Whether autograd sees through an evaluation.
     """
 
     jac: Callable[..., Any] | None = None
     mass: MassMatrix | None = None
     batches = True
+    on_tape = True
 
     def __init__(
         self,

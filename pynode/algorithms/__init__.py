@@ -9,6 +9,7 @@ from pynode.algorithms.implicit import Implicit
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
     BS3,
     DP5,
@@ -54,6 +55,10 @@ __all__ = [
     "Ralston",
     "Reversible",
     "ReversibleHeun",
+    "Rodas4",
+    "Rodas5P",
+    "Rosenbrock",
+    "Rosenbrock23",
     "Stabilized",
     "Symplectic",
     "SymplecticEuler",

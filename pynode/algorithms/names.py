@@ -7,6 +7,7 @@ import difflib
 from pynode.algorithms.base import Algorithm
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
+from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
     BS3,
     DP5,
@@ -35,6 +36,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
         *(RKC, ROCK2, ROCK4),
+        *(Rosenbrock23, Rodas4, Rodas5P),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
     )
 }

@@ -10,12 +10,14 @@ import dataclasses
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible, Stabilized, Symplectic
+from pynode.algorithms import Algorithm, FixedStep, Reversible, Rosenbrock, Stabilized, Symplectic
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Against
 from pynode.native.chebyshev import SCHEMES
 from pynode.native.metered import Metered
 from pynode.native.reversible import REVERSIBLE
+from pynode.native.rosenbrock import Rosenbrock as RosenbrockStepper
+from pynode.native.rosenbrock_tableaus import ROSENBROCK
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stabilized import Stabilized as StabilizedStepper
@@ -56,6 +58,7 @@ FAMILIES: dict[type[Algorithm], Family] = {
         REVERSIBLE,
         lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
     ),
+    Rosenbrock: Family(ROSENBROCK, lambda algorithm, field, taped, request: RosenbrockStepper(algorithm, field, taped)),
     Stabilized: Family(SCHEMES, lambda algorithm, field, taped, request: StabilizedStepper(algorithm, field)),
 }
 

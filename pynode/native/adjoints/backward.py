@@ -30,6 +30,8 @@ Norm = Callable[[Any, Any], ErrorNorm]
 class Backward(Field):
     """A field on a flat real vector of another size than the state's, for a solve backward in time."""
 
+    on_tape = False
+
     def __init__(self, rate: Callable[[Tensor, Tensor], Tensor], size: int, field: Field) -> None:
         self.f = rate
         self.args = ()
