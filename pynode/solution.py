@@ -54,8 +54,8 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ),
     ReturnCode.ConvergenceFailure: (
         "an iteration that converges, as it does for steps that are small enough where f is smooth",
-        "take smaller fixed steps, or drop dt, steps and mesh so that the steps adapt; check f for jumps (name their times "
-        "in d_discontinuities=) and a jac= of your own against torch's (drop it)",
+        "take smaller fixed steps, or drop dt, steps and mesh so that the steps adapt; check f for jumps (name their "
+        "times in d_discontinuities=) and a jac= of your own against torch's (drop it)",
     ),
     ReturnCode.InitialFailure: (
         "finite f(t0, y0)",

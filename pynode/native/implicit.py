@@ -152,10 +152,7 @@ class ImplicitStepper(ABC):
         return found
 
     def _linearise(self, t: float, y: Tensor) -> None:
-        time = self.field.time(t)
-        self._jacobian = linearise(
-            self.field, nudged(time, self._jump) if self._jump else time, y, self.settings.linsolve
-        )
+        self._jacobian = linearise(self.field, self._time(t, self._jump), y, self.settings.linsolve)
         self._current, self._outdated = True, False
         self._solvers.clear()
 
@@ -208,7 +205,7 @@ class _FirstOrder(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise GradientError(
                 explain(

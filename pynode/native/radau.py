@@ -159,7 +159,8 @@ class Radau(ImplicitStepper):
                 other = pair.solve(
                     k.left_pair @ rates.to(k.left_pair.dtype) - k.pair * (k.left_pair @ z.to(k.left_pair))
                 )
-                return torch.outer(k.right_real, own) + 2.0 * torch.outer(k.right_pair, other).real
+                found: Tensor = torch.outer(k.right_real, own) + 2.0 * torch.outer(k.right_pair, other).real
+                return found
 
             return solve
 
@@ -179,7 +180,7 @@ class Radau(ImplicitStepper):
 
     def _error(self, measure: ErrorNorm) -> float:
         found, h, k, y = self._found, self._step[0], self._constants, self._step[2].detach()
-        assert found is not None and self._jacobian is not None
+        assert found is not None
         solver = self._solver(("error", h), lambda jacobian: jacobian.operator(h / k.real))
         scale = h if isinstance(solver, Factored) else h / k.real
         stages = self._mass_times(k.e @ found) / h
@@ -262,7 +263,8 @@ class Radau(ImplicitStepper):
         x = fractions(thetas, k.dense.device)[:, None]
         powers = torch.arange(1, 4, dtype=torch.float64, device=k.dense.device)
         basis = powers * x ** (powers - 1) if derivative else x**powers
-        return (basis @ k.dense).to(k.a.dtype)
+        weights: Tensor = basis @ k.dense
+        return weights.to(k.a.dtype)
 
     def piece(self) -> Piece:
         """See :class:`pynode.native.stepper.Stepper`."""
