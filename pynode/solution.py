@@ -28,6 +28,7 @@ class ReturnCode(enum.Enum):
     MaxIters = "the limit of steps was reached"
     DtLessThanMin = "the step size fell below its minimum"
     Unstable = "the field or the state became non-finite"
+    ConvergenceFailure = "Newton's iteration for the stages of an implicit step did not converge"
     InitialFailure = "the field is non-finite at the initial time"
 
     @property
@@ -50,6 +51,11 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
         "finite values throughout",
         "the solution may blow up in finite time or f may leave its domain (log, sqrt, division): integrate less far, "
         "bound the field, or lower dt0 or the fixed step",
+    ),
+    ReturnCode.ConvergenceFailure: (
+        "an iteration that converges, as it does for steps that are small enough where f is smooth",
+        "take smaller fixed steps, or drop dt, steps and mesh so that the steps adapt; check f for jumps (name their "
+        "times in d_discontinuities=) and a jac= of your own against torch's (drop it)",
     ),
     ReturnCode.InitialFailure: (
         "finite f(t0, y0)",

@@ -5,7 +5,16 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
-from pynode.algorithms.implicit import Implicit
+from pynode.algorithms.implicit import (
+    TRBDF2,
+    Implicit,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    KenCarp4,
+    Kvaerno5,
+    RadauIIA5,
+    Trapezoid,
+)
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -42,6 +51,7 @@ __all__ = [
     "ROCK2",
     "ROCK4",
     "SSPRK33",
+    "TRBDF2",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -50,8 +60,13 @@ __all__ = [
     "FixedStep",
     "Heun",
     "Implicit",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
     "JuliaAlgorithm",
+    "KenCarp4",
+    "Kvaerno5",
     "Midpoint",
+    "RadauIIA5",
     "Ralston",
     "Reversible",
     "ReversibleHeun",
@@ -62,6 +77,7 @@ __all__ = [
     "Stabilized",
     "Symplectic",
     "SymplecticEuler",
+    "Trapezoid",
     "Tsit5",
     "VelocityVerlet",
     "Vern7",

@@ -41,3 +41,64 @@ class Implicit(FixedStep):
     @property
     def adaptive(self) -> bool:
         return self.dt is None and self.steps is None and self.mesh is None
+
+
+@dataclass(frozen=True)
+class SDIRK(Implicit):
+    """A diagonally implicit Runge-Kutta method: its stages are solved for one after the other, with one matrix.
+
+    Takes regular mass matrices. Dense output is a cubic.
+    """
+
+    masses: ClassVar[str] = "regular"
+
+
+@dataclass(frozen=True)
+class ImplicitEuler(SDIRK):
+    """Implicit (backward) Euler, order 1, L-stable: the most robust and the least accurate. Adaptive by its difference
+    to the trapezoidal rule. Takes singular mass matrices."""
+
+    masses: ClassVar[str] = "singular"
+
+
+@dataclass(frozen=True)
+class Trapezoid(SDIRK):
+    """The trapezoidal rule (Crank-Nicolson), order 2, A-stable, without numerical damping. Adaptive by a divided
+    difference over the last two steps."""
+
+
+@dataclass(frozen=True)
+class ImplicitMidpoint(SDIRK):
+    """The implicit midpoint rule, order 2: A-stable, symplectic, time-symmetric. Fixed steps only; with none of ``dt``,
+    ``steps``, ``mesh`` one for every interval of ``t``."""
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class TRBDF2(SDIRK):
+    """TR-BDF2 (Bank et al. 1985, with the estimate of Hosea and Shampine 1996), order 2, L-stable: for stiff problems
+    at loose tolerances."""
+
+
+@dataclass(frozen=True)
+class KenCarp4(SDIRK):
+    """The implicit part of ARK4(3)6L[2]SA of Kennedy and Carpenter (2003), order 4, six stages, L-stable: for stiff
+    problems at tolerances of 1e-4 to 1e-8."""
+
+
+@dataclass(frozen=True)
+class Kvaerno5(SDIRK):
+    """Kvaerno's ESDIRK 5(4) (2004), seven stages, L-stable. One of its stages lies beyond the end of the step: of
+    fields that jump it sees the other side."""
+
+
+@dataclass(frozen=True)
+class RadauIIA5(Implicit):
+    """Radau IIA of three stages and order 5 (Hairer and Wanner 1996), L-stable: for stiff problems at tight tolerances,
+    and for differential-algebraic ones of index 1. Takes singular mass matrices. Dense output is the collocation
+    polynomial, of order 3."""
+
+    masses: ClassVar[str] = "singular"

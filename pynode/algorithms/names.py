@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from pynode.algorithms.base import Algorithm
+from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
 from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock23
@@ -38,6 +39,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(RKC, ROCK2, ROCK4),
         *(Rosenbrock23, Rodas4, Rodas5P),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
+        *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),
     )
 }
 

@@ -39,6 +39,10 @@ class Linearisation(Protocol):
         """``J v`` (n,), off the tape."""
         ...
 
+    def pulled(self, a: Tensor) -> Tensor:
+        """``a J`` (n,), off the tape."""
+        ...
+
     def operator(self, c: float) -> Solver:
         """The solver of ``(M - c J) x = b``."""
         ...
@@ -82,6 +86,10 @@ class DenseJacobian:
         """See :class:`Linearisation`."""
         return self.matrix.mv(v.detach())
 
+    def pulled(self, a: Tensor) -> Tensor:
+        """See :class:`Linearisation`."""
+        return self.matrix.t().mv(a.detach())
+
     def operator(self, c: float) -> Factored:
         """See :class:`Linearisation`."""
         return self.shifted(1.0, c)
@@ -119,6 +127,10 @@ class Products:
     def times(self, v: Tensor) -> Tensor:
         """See :class:`Linearisation`."""
         return self._forward(v.detach())
+
+    def pulled(self, a: Tensor) -> Tensor:
+        """See :class:`Linearisation`."""
+        return self._backward(a.detach())
 
     def operator(self, c: float) -> Krylov:
         """See :class:`Linearisation`."""

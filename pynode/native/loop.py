@@ -110,6 +110,9 @@ def integrate_fixed(
         if observer is not None:
             observer.step(t, y, t1 - t)
         y1 = stepper.attempt(start, h, y, edge(t1, -ahead), end)
+        failure = getattr(stepper, "failure", "")
+        if failure:
+            return Outcome(ReturnCode.ConvergenceFailure, t, y, failure)
         counts.accepted += 1
         recorder.accept(stepper, t, t1, y, y1)
         y = y1
@@ -262,6 +265,9 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
 def _too_small(
     stepper: Stepper, t: float, y: Tensor, size: float, floor: float, ratio: float, stepping: Stepping
 ) -> Outcome:
+    failure = getattr(stepper, "failure", "")
+    if failure:
+        return Outcome(ReturnCode.ConvergenceFailure, t, y, f"{failure}, with |dt| down to {size:.3g}")
     if not math.isfinite(ratio):
         where = "f is finite there, but not just ahead" if finite(stepper.derivative()) else "f is not finite there"
         return Outcome(ReturnCode.Unstable, t, y, where)

@@ -51,8 +51,8 @@ class RosenbrockTableau:
 
 
 def _rosenbrock23() -> RosenbrockTableau:
-    """ode23s. Its k_i are here U_1 = h g k_1, U_2 = h g (k_2 - k_1) and, with e = 6 + sqrt(2), U_3 = h g (k_3 - e (k_2 -
-    k_1) - 2 k_1), which rids the third stage of the evaluations at earlier ones."""
+    """ode23s. Its k_i are here U_1 = h g k_1, U_2 = h g (k_2 - k_1) and, with e = 6 + sqrt(2),
+    U_3 = h g (k_3 - e (k_2 - k_1) - 2 k_1), which rids the third stage of the evaluations at earlier ones."""
     g = 1.0 / (2.0 + math.sqrt(2.0))
     e = 6.0 + math.sqrt(2.0)
     return RosenbrockTableau(
