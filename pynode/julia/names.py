@@ -48,7 +48,8 @@ def expression_of(algorithm: Algorithm) -> str:
         return _tableau(algorithm.name)
     if isinstance(algorithm, Stabilized):
         return f"{algorithm.name}({_stages(algorithm)})"
-    return _OTHER.get(algorithm.name, f"{algorithm.name}()")
+    options = "linsolve = KrylovJL_GMRES()" if getattr(algorithm, "linsolve", "") == "gmres" else ""
+    return _OTHER.get(algorithm.name, f"{algorithm.name}({options})")
 
 
 def _stages(algorithm: Stabilized) -> str:

@@ -39,9 +39,11 @@ class Tangents:
         self.leaves: list[Tensor] = []
         with torch.inference_mode(False), torch.enable_grad():
             self._at = [self._own(time), self._own(y)]
-            self._output = field(*self._at)
+            self._output = out = field.evaluate(*self._at)
+            # Pulled back through here for directions, there for gradients.
+            value = field.watched(out.view_as(out)) if taped else out
         self._pulled: list[Tensor | None] | None = None
-        self.value = self._output if taped else self._output.detach().clone()
+        self.value = value if taped else value.detach().clone()
 
     def _own(self, x: Tensor) -> Tensor:
         """``x`` where pullbacks end: not at what it was made from."""
@@ -51,8 +53,8 @@ class Tangents:
         return self.leaves[-1]
 
     def along(self, tau: Any, v: Tensor | None = None) -> Tensor | None:
-        """``df/dt tau + df/dy v`` (n,) for a number ``tau`` and a vector ``v`` (n,), None for one that is zero; None
-        where ``f`` depends on nothing that moves.
+        """``df/dt tau + df/dy v`` (n,) for a number ``tau`` and a vector ``v`` (n,), None for one that is zero, as
+        ``v`` has to be off the tape; None where ``f`` depends on nothing that moves.
 
         Raises
         ------
@@ -62,8 +64,10 @@ class Tangents:
         if not self._output.requires_grad:
             return None
         outputs, seeds = [], []
-        for derivative, seed in zip(self._pullback(), (tau, v), strict=True):
+        for derivative, seed in zip(self._pullback(), (tau, v), strict=False):
             if derivative is not None and seed is not None:
+                if not derivative.requires_grad:
+                    raise _refusal()
                 outputs.append(derivative)
                 seeds.append(torch.as_tensor(seed, dtype=derivative.dtype, device=derivative.device))
         if not outputs:
@@ -82,9 +86,8 @@ class Tangents:
             with torch.inference_mode(False), torch.enable_grad():
                 # Any u will do; with one without zeros a pullback that autograd does not see through shows.
                 self._u = torch.linspace(1.0, 2.0, out.numel(), dtype=out.dtype, device=out.device).requires_grad_()
-                found = torch.autograd.grad(out, self._at, self._u, create_graph=True, allow_unused=True)
-            if any(x is not None and not x.requires_grad for x in found):
-                raise _refusal()
+                at = self._at if self._taped else self._at[:1]  # off the tape it is all about time
+                found = torch.autograd.grad(out, at, self._u, create_graph=True, allow_unused=True)
             self._pulled = list(found)
         return self._pulled
 
