@@ -5,9 +5,20 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.implicit import (
+    TRBDF2,
+    Implicit,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    KenCarp4,
+    Kvaerno5,
+    RadauIIA5,
+    Trapezoid,
+)
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
     BS3,
     DP5,
@@ -25,6 +36,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
+from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4, Stabilized
 from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
@@ -35,7 +47,11 @@ __all__ = [
     "DP8",
     "RK4",
     "RK38",
+    "RKC",
+    "ROCK2",
+    "ROCK4",
     "SSPRK33",
+    "TRBDF2",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -43,13 +59,25 @@ __all__ = [
     "Fehlberg2",
     "FixedStep",
     "Heun",
+    "Implicit",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
     "JuliaAlgorithm",
+    "KenCarp4",
+    "Kvaerno5",
     "Midpoint",
+    "RadauIIA5",
     "Ralston",
     "Reversible",
     "ReversibleHeun",
+    "Rodas4",
+    "Rodas5P",
+    "Rosenbrock",
+    "Rosenbrock23",
+    "Stabilized",
     "Symplectic",
     "SymplecticEuler",
+    "Trapezoid",
     "Tsit5",
     "VelocityVerlet",
     "Vern7",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedStep, Implicit, Reversible, Stabilized, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -24,12 +24,13 @@ from pynode.native.adjoints import (
     reversible,
     second_order,
 )
+from pynode.native.algebraic import check_mass_matrix
 from pynode.native.checkpoints import Binomial, EveryStep, Thinned
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.methods import known, stepper_of
+from pynode.native.methods import known, stepper_of, vectors_carried
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
@@ -186,7 +187,7 @@ def _store(request: Request) -> EveryStep | None:
     bound = sensealg.checkpoints
     if sensealg.max_memory is not None:
         layout, algorithm = request.problem.layout, request.algorithm
-        vectors = 1 + (REVERSIBLE[algorithm.name].carries if isinstance(algorithm, Reversible) else 0)
+        vectors = 1 + vectors_carried(algorithm)
         size = vectors * layout.size * layout.dtype.itemsize
         bound = int(sensealg.max_memory // size)
         if bound < 2:
@@ -225,12 +226,23 @@ class NativeBackend:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
             return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
+        if isinstance(algorithm, Implicit) and isinstance(sensealg, ForwardSensitivity):
+            return (
+                f"ForwardSensitivity with {algorithm.name}, whose Newton iteration would need second derivatives of f "
+                "(CheckpointedAdjoint() is exact, too)"
+            )
         if isinstance(sensealg, ContinuousAdjoint):
             back = sensealg.algorithm or algorithm
             if isinstance(back, Symplectic):
                 return (
                     f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "
                     f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
+                )
+            if isinstance(back, Implicit) and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
+                return (
+                    f"{sensealg.name} integrated backward by {back.name}: the Jacobian of all it integrates would be "
+                    f"that of second derivatives of f ({sensealg.name}(algorithm=Tsit5()) goes back by another method; "
+                    "GaussAdjoint() and QuadratureAdjoint() go back by this one)"
                 )
         return None
 
@@ -271,6 +283,7 @@ class NativeBackend:
                 record.columns = columns = forward.Columns(request)
                 y0, field = columns.start(y0), columns.field(request.stats.forward)
                 observer = None if observer is None else StateObserver(observer, problem.state_layout.size)
+            check_mass_matrix(request, field, y0)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
             if isinstance(stepper, SymplecticStepper):
@@ -342,9 +355,10 @@ class NativeBackend:
     def pull_back_tangent(
         self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
     ) -> tuple[Gradients, Tensor] | None:
-        # What a reversible method carries beside the state has no tangents there.
+        # What a method carries beside the state has no tangents there and is not restored, and the implicit function
+        # theorem is used once by implicit ones.
         if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
-            record.request.algorithm, Reversible
+            record.request.algorithm, Reversible | Stabilized | Implicit
         ):
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)
@@ -390,7 +404,7 @@ class _CountedPullbacks(Field):
     """A field that counts the pullbacks autograd makes through it, when it makes them."""
 
     def __init__(self, field: Field, request: Request) -> None:
-        super().__init__(field.f, field.args, field.layout, field.counts)
+        super().__init__(field.f, field.args, field.layout, field.counts, field.jac, field.mass)
         self._backward = request.stats.backward
 
     def watched(self, derivative: Tensor) -> Tensor:
@@ -443,7 +457,8 @@ def evaluate(
         for n, y, carried in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             if record.columns is not None and not whole:
-                y = y[: request.problem.layout.size]
+                channels, size = y.shape, request.problem.layout.size
+                y, carried = y[:size], tuple(x[:size] if x.shape == channels else x for x in carried)
             trajectory.enter(stepper, n, t, y, carried)
             stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
             inside = at_step[n]
