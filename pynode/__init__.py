@@ -2,6 +2,12 @@
 
 from pynode import nn, problems
 from pynode.algorithms import (
+    AB3,
+    AB4,
+    AB5,
+    ABM32,
+    ABM43,
+    ABM54,
     BS3,
     DP5,
     DP8,
@@ -12,8 +18,10 @@ from pynode.algorithms import (
     Algorithm,
     AsynchronousLeapfrog,
     Euler,
+    ExplicitAdams,
     Fehlberg2,
     Heun,
+    ImplicitAdams,
     JuliaAlgorithm,
     Midpoint,
     Ralston,
@@ -48,6 +56,12 @@ from pynode.solve import solve
 __version__ = "0.1.0"
 
 __all__ = [
+    "AB3",
+    "AB4",
+    "AB5",
+    "ABM32",
+    "ABM43",
+    "ABM54",
     "BS3",
     "DP5",
     "DP8",
@@ -63,6 +77,7 @@ __all__ = [
     "CrosscheckReport",
     "DirectAdjoint",
     "Euler",
+    "ExplicitAdams",
     "Fehlberg2",
     "FieldError",
     "ForwardSensitivity",
@@ -71,6 +86,7 @@ __all__ = [
     "GradientError",
     "Heun",
     "IController",
+    "ImplicitAdams",
     "InputError",
     "InterpolatingAdjoint",
     "JuliaAlgorithm",

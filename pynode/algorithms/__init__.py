@@ -6,6 +6,18 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 
 from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.algorithms.julia import JuliaAlgorithm
+from pynode.algorithms.multistep import (
+    AB3,
+    AB4,
+    AB5,
+    ABM32,
+    ABM43,
+    ABM54,
+    ExplicitAdams,
+    FixedAdams,
+    ImplicitAdams,
+    Multistep,
+)
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from pynode.algorithms.runge_kutta import (
@@ -28,6 +40,12 @@ from pynode.algorithms.runge_kutta import (
 from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
+    "AB3",
+    "AB4",
+    "AB5",
+    "ABM32",
+    "ABM43",
+    "ABM54",
     "ALGORITHMS",
     "ALIASES",
     "BS3",
@@ -40,11 +58,15 @@ __all__ = [
     "Algorithm",
     "AsynchronousLeapfrog",
     "Euler",
+    "ExplicitAdams",
     "Fehlberg2",
+    "FixedAdams",
     "FixedStep",
     "Heun",
+    "ImplicitAdams",
     "JuliaAlgorithm",
     "Midpoint",
+    "Multistep",
     "Ralston",
     "Reversible",
     "ReversibleHeun",

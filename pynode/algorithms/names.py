@@ -6,6 +6,7 @@ import difflib
 
 from pynode.algorithms.base import Algorithm
 from pynode.algorithms.julia import JuliaAlgorithm
+from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
 from pynode.algorithms.runge_kutta import (
     BS3,
@@ -32,6 +33,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     for cls in (
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
         *(ReversibleHeun, AsynchronousLeapfrog),
+        *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
     )
@@ -46,6 +48,9 @@ ALIASES: dict[str, str] = {
     "heun2": "Heun",
     "rk3/8": "RK38",
     "reversible_heun": "ReversibleHeun",
+    "explicit_adams": "ExplicitAdams",
+    "implicit_adams": "ImplicitAdams",
+    "fixed_adams": "ImplicitAdams",
     "alf": "AsynchronousLeapfrog",
 }
 

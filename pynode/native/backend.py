@@ -29,7 +29,7 @@ from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.methods import known, stepper_of
+from pynode.native.methods import carries, known, stepper_of
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
@@ -186,7 +186,7 @@ def _store(request: Request) -> EveryStep | None:
     bound = sensealg.checkpoints
     if sensealg.max_memory is not None:
         layout, algorithm = request.problem.layout, request.algorithm
-        vectors = 1 + (REVERSIBLE[algorithm.name].carries if isinstance(algorithm, Reversible) else 0)
+        vectors = 1 + carries(algorithm)
         size = vectors * layout.size * layout.dtype.itemsize
         bound = int(sensealg.max_memory // size)
         if bound < 2:
@@ -342,10 +342,8 @@ class NativeBackend:
     def pull_back_tangent(
         self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
     ) -> tuple[Gradients, Tensor] | None:
-        # What a reversible method carries beside the state has no tangents there.
-        if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
-            record.request.algorithm, Reversible
-        ):
+        # What a method carries beside the state has no tangents there.
+        if not isinstance(record.request.sensealg, CheckpointedAdjoint) or carries(record.request.algorithm):
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)
 

@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedAdams, FixedStep, Multistep, Reversible, Symplectic
 from pynode.errors import UnsupportedError, explain
+from pynode.native.adams import ADAMS, Adams
 from pynode.native.adjoints.backward import Against
+from pynode.native.fixed_adams import FIXED_ADAMS
 from pynode.native.metered import Metered
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
@@ -36,10 +38,13 @@ class Family:
         Of the algorithms.
     make : callable
         ``make(algorithm, field, taped, request)``; ``taped``: autograd records what the stepper does.
+    carries : callable
+        ``carries(algorithm)``: the most vectors of the state's size that are carried from step to step.
     """
 
     names: Container[str]
     make: Callable[[Any, Field, bool, Request], Stepper]
+    carries: Callable[[Any], int] = lambda algorithm: 0
 
 
 #: Of all algorithms but the explicit Runge-Kutta methods, which have compiled and metered forms besides.
@@ -53,6 +58,17 @@ FAMILIES: dict[type[Algorithm], Family] = {
     Reversible: Family(
         REVERSIBLE,
         lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
+        lambda algorithm: REVERSIBLE[algorithm.name].carries,
+    ),
+    Multistep: Family(
+        ADAMS,
+        lambda algorithm, field, taped, request: Adams(algorithm.name, field, algorithm.interpolation),
+        lambda algorithm: ADAMS[algorithm.name][0] - 1,
+    ),
+    FixedAdams: Family(
+        FIXED_ADAMS,
+        lambda algorithm, field, taped, request: FIXED_ADAMS[algorithm.name](algorithm, field, request),
+        lambda algorithm: max(algorithm.max_order - 2, 0),
     ),
 }
 
@@ -60,6 +76,12 @@ FAMILIES: dict[type[Algorithm], Family] = {
 def family_of(algorithm: Algorithm) -> Family | None:
     """The family of an algorithm; None for an explicit Runge-Kutta method."""
     return next((family for kind, family in FAMILIES.items() if isinstance(algorithm, kind)), None)
+
+
+def carries(algorithm: Algorithm) -> int:
+    """The most vectors that an algorithm carries, beside the state, from step to step."""
+    family = family_of(algorithm)
+    return 0 if family is None else family.carries(algorithm)
 
 
 def known(algorithm: Algorithm) -> bool:

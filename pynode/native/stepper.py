@@ -62,6 +62,36 @@ class Stepper(Protocol):
 
 
 @runtime_checkable
+class ChoosingStepper(Stepper, Protocol):
+    """A stepper the steps of which depend on a choice that error estimates or tolerances make: an order, a number of
+    iterations. Who repeats a step alone says beforehand what was chosen."""
+
+    def choice(self) -> Any:
+        """What was chosen for the last attempt."""
+        ...
+
+    def choose(self, choice: Any) -> None:
+        """The coming attempt repeats one for which this was chosen."""
+
+
+@runtime_checkable
+class SteeringStepper(ChoosingStepper, Protocol):
+    """A stepper that chooses its order from step to step, and with it has a say in the size of the next one.
+
+    Its ``error_order`` changes with its order.
+    """
+
+    def reorder(self, accepted: bool) -> tuple[float, int]:
+        """Choose the order of the coming attempt, behind ``error_ratio``; returns the error ratio that the last attempt
+        would have had with it, and the order of that estimate."""
+        ...
+
+    def steer(self, factor: float, accepted: bool) -> float:
+        """The factor between this step and the next one, where the controller proposes ``factor``."""
+        ...
+
+
+@runtime_checkable
 class TwoWayStepper(Stepper, Protocol):
     """A stepper whose steps can be run backward to rounding."""
 
