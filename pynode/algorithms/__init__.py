@@ -5,6 +5,16 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.implicit import (
+    TRBDF2,
+    Implicit,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    KenCarp4,
+    Kvaerno5,
+    RadauIIA5,
+    Trapezoid,
+)
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.multistep import (
     AB3,
@@ -54,6 +64,7 @@ __all__ = [
     "RK4",
     "RK38",
     "SSPRK33",
+    "TRBDF2",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -63,15 +74,22 @@ __all__ = [
     "FixedAdams",
     "FixedStep",
     "Heun",
+    "Implicit",
     "ImplicitAdams",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
     "JuliaAlgorithm",
+    "KenCarp4",
+    "Kvaerno5",
     "Midpoint",
     "Multistep",
+    "RadauIIA5",
     "Ralston",
     "Reversible",
     "ReversibleHeun",
     "Symplectic",
     "SymplecticEuler",
+    "Trapezoid",
     "Tsit5",
     "VelocityVerlet",
     "Vern7",

@@ -12,8 +12,8 @@ from pynode.errors import InputError, explain
 class Multistep(FixedStep):
     """A method that looks back: one or two evaluations a step, whatever its order.
 
-    The first steps, and those behind a discontinuity (``d_discontinuities``, ``perturb=True``: every step), are steps of
-    ``Tsit5``'s fifth-order formula. The weights are those of the steps that were taken: a mesh of uneven steps, or a
+    The first steps, and those behind a discontinuity (``d_discontinuities``; with ``perturb=True`` every step), are
+    steps of ``Tsit5``'s fifth-order formula. The weights are those of the steps that were taken: a mesh of uneven steps, or a
     last step that is shorter, does not lower the order.
 
     Options are those of FixedStep; ``interpolation="hermite"`` stands for the polynomial that the step integrates,
@@ -55,8 +55,8 @@ class ABM54(Multistep):
 class FixedAdams(FixedStep):
     """Adams methods of growing order on a uniform mesh, as torchdiffeq has them.
 
-    The first two steps, and every first two behind a discontinuity, are those of ``RK38``; the order then grows by one a
-    step to ``max_order - 1``, the number of evaluations that are looked back at. The weights are those of equal steps:
+    The first two steps, and the first two behind every discontinuity, are those of ``RK38``; the order then grows by one
+    a step to ``max_order - 1``, the number of evaluations that are looked back at. The weights are those of equal steps:
     **on an uneven mesh the method is of order 1**, as it is in torchdiffeq. ``AB5``, ``ABM54`` and ``VCABM`` have the
     right ones.
 

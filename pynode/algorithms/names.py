@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from pynode.algorithms.base import Algorithm
+from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
@@ -36,6 +37,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
+        *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),
     )
 }
 

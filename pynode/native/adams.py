@@ -137,7 +137,8 @@ class Adams:
         return (self._predicted, self._slope, *self._rows[:-1]), nodes_of(h, self._gaps[:-1], ahead=True)
 
     def _moved(self, y: Tensor, h: Any, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
-        return y + h * self._weighted(weights, values)
+        moved: Tensor = y + h * self._weighted(weights, values)
+        return moved
 
     def _weighted(self, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
         return weights.to(values[0]) @ torch.stack(list(values))

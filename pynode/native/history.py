@@ -37,4 +37,5 @@ def integration_weights(nodes: Tensor, ends: Sequence[Any], derivative: bool = F
     powers = torch.arange(len(nodes), dtype=torch.float64)
     points = torch.stack([float64(x) for x in ends])[:, None]
     moments = points**powers if derivative else points ** (powers + 1) / (powers + 1)
-    return torch.linalg.solve(nodes ** powers[:, None], moments.t()).t()
+    weights: Tensor = torch.linalg.solve(nodes ** powers[:, None], moments.t())
+    return weights.t()

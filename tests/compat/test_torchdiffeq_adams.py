@@ -16,9 +16,8 @@ from pynode.native.fixed_adams import adams_weights
 METHODS = ["explicit_adams", "implicit_adams", "fixed_adams"]
 every_method = pytest.mark.parametrize("method", METHODS)
 #: Of a solve of some 30 steps in numbers of size one: the weights add up to 1e3 in absolute value at the highest order,
-#: and errors of 2e-16 times that (times the step) grow by less than 1e3 over the span (parasitic solutions of that order
-#: grow where ``h |df/dy|`` is above 0.01).
-NEAR = {"rtol": 0, "atol": 1e-11}
+#: and errors of 2e-16 times that (times the step) grow by less than 100 over the span.
+NEAR = {"rtol": 0, "atol": 1e-12}
 
 
 class Net(nn.Module):
@@ -49,8 +48,11 @@ def test_weights_are_torchdiffeqs(module):
 
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("max_order", [3, 4, 6, 12])
-@every_method
+@pytest.mark.parametrize(
+    ("method", "max_order"),
+    # The order of 11 is unstable on the field backward in time: rounding grows as if it were an error of its own.
+    [(method, order) for method in METHODS for order in (3, 4, 6, 10 if method == "explicit_adams" else 12)],
+)
 @pytest.mark.filterwarnings("ignore:max_order is below")
 def test_values_and_gradients_agree(method, max_order, reverse, interp):
     found = []

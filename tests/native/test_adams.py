@@ -90,8 +90,7 @@ def f(t, y, a):
 
 
 def inputs() -> list[torch.Tensor]:
-    made = [torch.tensor(x, dtype=F64).requires_grad_() for x in ([0.3, -0.5], [1.1, 0.8], [0.0, 0.37, 1.0])]
-    return made
+    return [torch.tensor(x, dtype=F64).requires_grad_() for x in ([0.3, -0.5], [1.1, 0.8], [0.0, 0.37, 1.0])]
 
 
 @pytest.mark.parametrize("sensealg", [DirectAdjoint(), CheckpointedAdjoint(), CheckpointedAdjoint(checkpoints=3)])
