@@ -5,6 +5,7 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.implicit import (
     TRBDF2,
     Implicit,
@@ -61,6 +62,7 @@ __all__ = [
     "BS3",
     "DP5",
     "DP8",
+    "FBDF",
     "RK4",
     "RK38",
     "SSPRK33",

@@ -85,6 +85,10 @@ class Adams:
     def derivative(self) -> Tensor:
         return self._slope
 
+    def witness(self) -> Tensor:
+        """A tensor with an evaluation of this step in its graph."""
+        return self._slope
+
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
         end = t + h if end is None else end
         self._starts = len(self._rows) < self._count - 1

@@ -87,6 +87,10 @@ class FixedAdams:
     def derivative(self) -> Tensor:
         return self._rows[0]
 
+    def witness(self) -> Tensor:
+        """A tensor with an evaluation of this step in its graph."""
+        return self._rows[0]
+
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
         end = t + h if end is None else end
         self._end_slope = None

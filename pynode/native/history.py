@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,3 +40,23 @@ def integration_weights(nodes: Tensor, ends: Sequence[Any], derivative: bool = F
     moments = points**powers if derivative else points ** (powers + 1) / (powers + 1)
     weights: Tensor = torch.linalg.solve(nodes ** powers[:, None], moments.t())
     return weights.t()
+
+
+def interpolation_weights(nodes: Tensor, points: Sequence[Any], derivative: bool = False) -> Tensor:
+    """Weights (m, k) on values at ``nodes`` (k,) of the polynomial through them at each of m ``points``, or of its
+    derivative there.
+
+    What the weights are wrong by does not show in polynomials up to the degree k - 1, whatever the condition number:
+    those moments are met to rounding.
+    """
+    powers = torch.arange(len(nodes), dtype=torch.float64)
+    at = torch.stack([float64(x) for x in points])[:, None]
+    moments = powers * at ** (powers - 1).clamp(min=0.0) if derivative else at**powers
+    weights: Tensor = torch.linalg.solve(nodes ** powers[:, None], moments.t())
+    return weights.t()
+
+
+def derivative_weights(nodes: Tensor) -> Tensor:
+    """Weights (k,) on values at ``nodes`` (k,) of the highest derivative of the polynomial through them."""
+    apart = nodes[:, None] - nodes[None, :] + torch.eye(len(nodes), dtype=torch.float64)
+    return math.factorial(len(nodes) - 1) / apart.prod(1)

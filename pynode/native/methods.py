@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import (
+    FBDF,
     Algorithm,
     FixedAdams,
     FixedStep,
@@ -27,6 +28,7 @@ from pynode.algorithms.implicit import SDIRK as SDIRKMethod
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adams import ADAMS, Adams
 from pynode.native.adjoints.backward import Against
+from pynode.native.bdf import BDF, PAST
 from pynode.native.fixed_adams import FIXED_ADAMS
 from pynode.native.implicit import Settings
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
@@ -65,7 +67,7 @@ class Family:
     carries: Callable[[Any], int] = lambda algorithm: 0
 
 
-def settings_of(algorithm: Implicit, field: Field, taped: bool, request: Request) -> Settings:
+def settings_of(algorithm: Implicit | FBDF, field: Field, taped: bool, request: Request) -> Settings:
     """The settings of an implicit stepper: with the adjoint's tolerances where it is that which is integrated."""
     sensealg = request.sensealg
     rtol, atol = request.rtol, request.atol
@@ -81,7 +83,7 @@ def settings_of(algorithm: Implicit, field: Field, taped: bool, request: Request
         linsolve=algorithm.linsolve,
         reuse=not (request.differentiable and bounded),
         taped=taped,
-        linear=algorithm.interpolation == "linear",
+        linear=getattr(algorithm, "interpolation", "") == "linear",
     )
 
 
@@ -120,6 +122,13 @@ FAMILIES: dict[type[Algorithm], Family] = {
         lambda algorithm, field, taped, request: SDIRK(
             IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
         ),
+    ),
+    FBDF: Family(
+        ("FBDF",),
+        lambda algorithm, field, taped, request: BDF(
+            algorithm.max_order, field, settings_of(algorithm, field, taped, request)
+        ),
+        lambda algorithm: PAST + 1,
     ),
     RadauIIA5: Family(
         ("RadauIIA5",),

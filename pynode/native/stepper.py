@@ -23,7 +23,8 @@ class Stepper(Protocol):
 
     An implicit method may have, beside these, ``untaped``: how many evaluations of its last attempt were in the search
     for the stages, of which autograd records nothing; and ``repeats``: how far, in the largest element of the state,
-    a repetition of the last attempt may end from where that did.
+    a repetition of the last attempt may end from where that did. ``witness()``: where what is carried on shows no
+    evaluation of ``f`` in its graph, a tensor that does.
     """
 
     field: Field
