@@ -36,8 +36,6 @@ class FBDF(Algorithm):
     def __post_init__(self) -> None:
         whole = isinstance(self.max_order, int) and not isinstance(self.max_order, bool)
         if not whole or not 1 <= self.max_order <= 5:
-            raise InputError(
-                explain(f"FBDF(max_order={self.max_order!r})", "an integer from 1 to 5", "drop max_order")
-            )
+            raise InputError(explain(f"FBDF(max_order={self.max_order!r})", "an integer from 1 to 5", "drop max_order"))
         if self.linsolve not in ("dense", "gmres"):
             raise InputError(explain(f"FBDF(linsolve={self.linsolve!r})", "'dense' or 'gmres'", "use one of them"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pynode.algorithms.base import FixedStep
+from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.errors import InputError, explain
 
 
@@ -104,3 +104,29 @@ class ImplicitAdams(FixedAdams):
         whole = isinstance(self.max_iters, int) and not isinstance(self.max_iters, bool)
         if not whole or self.max_iters < 1:
             raise InputError(explain(f"{self.name}(max_iters={self.max_iters!r})", "an integer >= 1", "take 4"))
+
+
+@dataclass(frozen=True)
+class VCABM(Algorithm):
+    """Adams methods of variable step size and variable order, 1 to 12, in predictor-corrector form (PECE): two
+    evaluations a step whatever the order.
+
+    Shampine and Gordon (1975), "Computer Solution of Ordinary Differential Equations"; Hairer, Norsett and Wanner
+    (1993), sections III.5 and III.7. For smooth problems that are not stiff, expensive ``f`` and tight tolerances. Steps
+    change slowly: fields that jump or kink are better served by a Runge-Kutta method. Dense output is the polynomial
+    that the step integrates.
+
+    Parameters
+    ----------
+    max_order : int
+        Of the predictor, from 1 to 12; the corrector is of one order more.
+    """
+
+    max_order: int = 12
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.max_order, int) and not isinstance(self.max_order, bool)
+        if not whole or not 1 <= self.max_order <= 12:
+            raise InputError(
+                explain(f"VCABM(max_order={self.max_order!r})", "an integer from 1 to 12", "drop max_order")
+            )

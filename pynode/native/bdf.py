@@ -28,11 +28,17 @@ from pynode.native.linear_operator import Solver, linearise
 from pynode.native.newton import newton
 from pynode.native.order_choice import OrderChoice
 from pynode.problem import Field
+from pynode.transforms import number
 
 #: gamma_k, from k = 0.
 GAMMA = (0.0, *itertools.accumulate(1.0 / j for j in range(1, 6)))
 #: Past states kept beside the one at the start of a step: as many as the highest order looks back at.
 PAST = 5
+
+
+#: Estimates are taken twice as large as they are: what many steps of equal length leave adds up, and errors are then those
+#: of SciPy's BDF at the same tolerance, on about as many evaluations.
+SCALE = 2.0
 
 
 class BDF(ImplicitStepper):
@@ -53,6 +59,8 @@ class BDF(ImplicitStepper):
     def __init__(self, most: int, field: Field, settings: Settings) -> None:
         super().__init__(field, settings)
         self._choice = OrderChoice(most)
+        #: Of the last attempt; that of the coming one is chosen while the last is still looked at.
+        self._order = 1
         self._past: tuple[Tensor, ...] = ()
         self._gaps = torch.empty(0, dtype=torch.float64)
         self._slope: Tensor | None = None
@@ -97,7 +105,7 @@ class BDF(ImplicitStepper):
         return self._step[3]
 
     def choice(self) -> int:
-        return self._choice.order
+        return self._order
 
     def choose(self, choice: int) -> None:
         self._choice.order = choice
@@ -109,6 +117,11 @@ class BDF(ImplicitStepper):
         self._anew(0.0)
 
     # The order.
+
+    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
+        """See :class:`pynode.native.stepper.Stepper`."""
+        self._order = self._choice.order
+        return super().attempt(t, h, y, jump, end)
 
     def reorder(self, accepted: bool) -> tuple[float, int]:
         """See :class:`pynode.native.stepper.SteeringStepper`."""
@@ -130,7 +143,7 @@ class BDF(ImplicitStepper):
     def _error(self, measure: ErrorNorm) -> float:
         """The error of the formula, and what it would be at the orders around: each the highest derivative of the
         polynomial through the new state and those behind it, over ``k + 1``."""
-        k, (_, h, y, y1) = self._choice.order, self._step
+        k, (_, h, y, y1) = self._order, self._step
         states = (y1, y, *self._past)
         nodes = nodes_of(float(h), self._gaps, ahead=True)
         self._known = {}
@@ -138,16 +151,16 @@ class BDF(ImplicitStepper):
             if j + 2 <= len(states):
                 weights = derivative_weights(nodes[: j + 2])
                 difference = _combined(weights[None], states[: j + 2])[0]
-                self._known[j] = measure(difference, 1.0 / (j + 1))
+                self._known[j] = measure(difference, SCALE / (j + 1))
         ahead = 1.0 - nodes
         if not self._past:  # of the first step, which has the slope for a past state
             difference = y1 - y - float(h) * self._slope  # type: ignore[operator]
-            self._known[1] = ratio = measure(difference, 0.5)
+            self._known[1] = ratio = measure(difference, SCALE / 2)
             return ratio
         # Of unequal steps: Brenan, Campbell and Petzold (1996), (5.2.20).
         last = 1.0 / ahead[k + 1].item()
         constant = max(abs(last - GAMMA[k] + (1.0 / ahead[1 : k + 1]).sum().item()), last)
-        ratio = measure(self._excess, constant)
+        ratio = measure(self._excess, SCALE * constant)
         self._known[k] = max(self._known[k], ratio)
         return ratio
 
@@ -159,7 +172,7 @@ class BDF(ImplicitStepper):
             assert self._slope is not None
             rise = h * self._slope
             return y + rise, rise
-        k = self._choice.order
+        k = self._order
         nodes = nodes_of(h, self._gaps[:k])
         both = torch.cat([interpolation_weights(nodes, (1.0,), slope) for slope in (False, True)])
         value, slope = _combined(both, (y, *self._past[:k])).unbind()
@@ -167,7 +180,7 @@ class BDF(ImplicitStepper):
 
     def _search(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
         """What the step adds to the prediction."""
-        gamma = GAMMA[self._choice.order]
+        gamma = GAMMA[self._order]
         start, slope = (x.detach() for x in self._predicted(h, y))
         time, c = self._time(end, jump), h / gamma
         solver: Solver = self._solver(c, lambda jacobian: jacobian.operator(c))
@@ -180,7 +193,7 @@ class BDF(ImplicitStepper):
         return found.z if self._converged(found) else None
 
     def _finish(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:
-        gamma = GAMMA[self._choice.order]
+        gamma = GAMMA[self._order]
         start, slope = self._predicted(h, y)
         excess = stages
         if self.settings.taped and torch.is_grad_enabled():
@@ -189,7 +202,7 @@ class BDF(ImplicitStepper):
             residual = c * self.field(time, state) - self._mass_times(excess + slope / gamma)
             if residual.requires_grad:
                 exact = linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
-                excess = with_derivative(excess, exact.operator(float(c)).solve(residual))
+                excess = with_derivative(excess, exact.operator(number(c)).solve(residual))
         y1 = start + excess
         self._excess = stages
         self._step = (t, h, y, y1)
@@ -199,7 +212,7 @@ class BDF(ImplicitStepper):
 
     def interpolate(self, thetas: Sequence[Any], derivative: bool = False) -> Tensor:
         """See :class:`pynode.native.stepper.Stepper`: the polynomial through the new state and the last k."""
-        k, (_, h, y, y1) = self._choice.order, self._step
+        k, (_, h, y, y1) = self._order, self._step
         nodes = nodes_of(h, self._gaps[: k - 1], ahead=True)
         values = _combined(interpolation_weights(nodes, thetas, derivative), (y1, y, *self._past[: k - 1]))
         return values / h if derivative else values
@@ -207,7 +220,6 @@ class BDF(ImplicitStepper):
     def piece(self) -> Piece:
         """See :class:`pynode.native.stepper.Stepper`."""
         kept = copy.copy(self)
-        kept._choice = copy.copy(self._choice)
         kept._jacobian, kept._solvers = None, {}
         t, h = float(self._step[0]), float(self._step[1])
         return lambda times, field: kept.interpolate([(x - t) / h for x in times]).detach()

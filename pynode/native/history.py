@@ -60,3 +60,17 @@ def derivative_weights(nodes: Tensor) -> Tensor:
     """Weights (k,) on values at ``nodes`` (k,) of the highest derivative of the polynomial through them."""
     apart = nodes[:, None] - nodes[None, :] + torch.eye(len(nodes), dtype=torch.float64)
     return math.factorial(len(nodes) - 1) / apart.prod(1)
+
+
+def newton_basis(distances: Sequence[Any]) -> list[list[Any]]:
+    """Ascending coefficients of ``prod_(i<j) (x + s_i) / (1 + s_i)`` for j from 0 to the number of ``distances`` s_i.
+
+    The roots lie at zero or behind it, so that no coefficient is negative: values at x in [0, 1] and integrals from 0
+    are sums in which nothing cancels.
+    """
+    basis: list[list[Any]] = [[1.0]]
+    for s in distances:
+        last = basis[-1]
+        raised, scaled = [0.0, *last], [*(s * c for c in last), 0.0]
+        basis.append([(a + b) / (1.0 + s) for a, b in zip(raised, scaled, strict=True)])
+    return basis

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pynode.algorithms import (
     FBDF,
+    VCABM,
     Algorithm,
     FixedAdams,
     FixedStep,
@@ -41,6 +42,7 @@ from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
+from pynode.native.vcabm import VCABM as VCABMStepper
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
 
@@ -122,6 +124,11 @@ FAMILIES: dict[type[Algorithm], Family] = {
         lambda algorithm, field, taped, request: SDIRK(
             IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
         ),
+    ),
+    VCABM: Family(
+        ("VCABM",),
+        lambda algorithm, field, taped, request: VCABMStepper(algorithm.max_order, field),
+        lambda algorithm: algorithm.max_order,
     ),
     FBDF: Family(
         ("FBDF",),

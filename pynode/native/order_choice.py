@@ -24,6 +24,9 @@ class OrderChoice:
     ----------
     most : int
         The highest order.
+    weight : callable
+        ``weight(k)``: what errors at order k are multiplied by to be compared between orders. By default the inverse
+        of the error constant of the backward differentiation formula.
 
     Attributes
     ----------
@@ -31,8 +34,8 @@ class OrderChoice:
         Of the coming attempt.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, weight: Callable[[int], float] = lambda k: k + 1.0) -> None:
+        self._most, self._weight = most, weight
         self.restart()
 
     def restart(self) -> None:
@@ -63,8 +66,7 @@ class OrderChoice:
         self._rejections = 0
         self._equal += 1
         own = known(k)
-        # Estimates of the leading terms themselves, comparable between orders.
-        size = (k + 1) * own
+        size = self._weight(k) * own
         lower = k > 1 and self._falls(known, k, size)
         self._known = own
         if lower:
@@ -77,8 +79,8 @@ class OrderChoice:
             return self._take(k + 1, own)
         if self._equal <= k + 1:
             return self._take(k, own)
-        higher = (k + 2) * known(k + 1)
-        if k > 1 and k * known(k - 1) <= min(size, higher):
+        higher = self._weight(k + 1) * known(k + 1)
+        if k > 1 and self._weight(k - 1) * known(k - 1) <= min(size, higher):
             return self._take(k - 1, known(k - 1))
         if higher < (size if k > 1 else 0.5 * size):
             return self._take(k + 1, known(k + 1))
@@ -93,7 +95,7 @@ class OrderChoice:
             return ratio, k
         if self._rejections >= PATIENCE:
             return self._take(1, ratio)
-        if k > 1 and self._falls(known, k, (k + 1) * known(k)):
+        if k > 1 and self._falls(known, k, self._weight(k) * known(k)):
             return self._take(k - 1, min(ratio, known(k - 1)))
         return ratio, k
 
@@ -112,10 +114,10 @@ class OrderChoice:
         return 1.0
 
     def _falls(self, known: Callable[[int], float], k: int, size: float) -> bool:
-        below = k * known(k - 1)
+        below = self._weight(k - 1) * known(k - 1)
         if k == 2:
             return below <= 0.5 * size
-        return max(below, (k - 1) * known(k - 2)) <= size
+        return max(below, self._weight(k - 2) * known(k - 2)) <= size
 
     def _take(self, order: int, ratio: float) -> tuple[float, int]:
         if order != self.order:

@@ -87,7 +87,7 @@ class SteeringStepper(ChoosingStepper, Protocol):
     """
 
     def reorder(self, accepted: bool) -> tuple[float, int]:
-        """Choose the order of the coming attempt, behind ``error_ratio``; returns the error ratio that the last attempt
+        """Choose the order of the coming attempt, behind ``error_ratio`` and before the last one is looked at; returns the error ratio that the last attempt
         would have had with it, and the order of that estimate."""
         ...
 
