@@ -13,8 +13,8 @@ class Multistep(FixedStep):
     """A method that looks back: one or two evaluations a step, whatever its order.
 
     The first steps, and those behind a discontinuity (``d_discontinuities``; with ``perturb=True`` every step), are
-    steps of ``Tsit5``'s fifth-order formula. The weights are those of the steps that were taken: a mesh of uneven steps, or a
-    last step that is shorter, does not lower the order.
+    steps of ``Tsit5``'s fifth-order formula. The weights are those of the steps that were taken: a mesh of uneven
+    steps, or a last step that is shorter, does not lower the order.
 
     Options are those of FixedStep; ``interpolation="hermite"`` stands for the polynomial that the step integrates,
     which costs no evaluation.
@@ -55,10 +55,10 @@ class ABM54(Multistep):
 class FixedAdams(FixedStep):
     """Adams methods of growing order on a uniform mesh, as torchdiffeq has them.
 
-    The first two steps, and the first two behind every discontinuity, are those of ``RK38``; the order then grows by one
-    a step to ``max_order - 1``, the number of evaluations that are looked back at. The weights are those of equal steps:
-    **on an uneven mesh the method is of order 1**, as it is in torchdiffeq. ``AB5``, ``ABM54`` and ``VCABM`` have the
-    right ones.
+    The first two steps, and the first two behind every discontinuity, are those of ``RK38``; the order then grows by
+    one a step to ``max_order - 1``, the number of evaluations that are looked back at. The weights are those of equal
+    steps: **on an uneven mesh the method is of order 1**, as it is in torchdiffeq. ``AB5``, ``ABM54`` and ``VCABM``
+    have the right ones.
 
     Parameters
     ----------
@@ -112,9 +112,9 @@ class VCABM(Algorithm):
     evaluations a step whatever the order.
 
     Shampine and Gordon (1975), "Computer Solution of Ordinary Differential Equations"; Hairer, Norsett and Wanner
-    (1993), sections III.5 and III.7. For smooth problems that are not stiff, expensive ``f`` and tight tolerances. Steps
-    change slowly: fields that jump or kink are better served by a Runge-Kutta method. Dense output is the polynomial
-    that the step integrates.
+    (1993), sections III.5 and III.7. For smooth problems that are not stiff, expensive ``f`` and tight tolerances.
+    Steps change slowly: fields that jump or kink are better served by a Runge-Kutta method. Dense output is the
+    polynomial that the step integrates.
 
     Parameters
     ----------

@@ -36,8 +36,8 @@ GAMMA = (0.0, *itertools.accumulate(1.0 / j for j in range(1, 6)))
 PAST = 5
 
 
-#: Estimates are taken twice as large as they are: what many steps of equal length leave adds up, and errors are then those
-#: of SciPy's BDF at the same tolerance, on about as many evaluations.
+#: Estimates are taken twice as large as they are: errors are then about those of SciPy's BDF at the same tolerance, on
+#: about as many evaluations.
 SCALE = 2.0
 
 

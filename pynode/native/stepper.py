@@ -28,8 +28,16 @@ class Stepper(Protocol):
     """
 
     field: Field
-    order: int
-    error_order: int
+
+    @property
+    def order(self) -> int:
+        """Of the states at the ends of steps."""
+        ...
+
+    @property
+    def error_order(self) -> int:
+        """``k``, where the error estimate is O(h^k)."""
+        ...
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """Evaluate what the first step needs."""
@@ -87,8 +95,10 @@ class SteeringStepper(ChoosingStepper, Protocol):
     """
 
     def reorder(self, accepted: bool) -> tuple[float, int]:
-        """Choose the order of the coming attempt, behind ``error_ratio`` and before the last one is looked at; returns the error ratio that the last attempt
-        would have had with it, and the order of that estimate."""
+        """Choose the order of the coming attempt, behind ``error_ratio`` and before the last one is looked at.
+
+        Returns the error ratio that the last attempt would have had with it, and the order of that estimate.
+        """
         ...
 
     def steer(self, factor: float, accepted: bool) -> float:
