@@ -14,7 +14,7 @@ from orders import orders_of
 from problems import BY_NAME, Counting, both_directions, every_problem
 
 import pynode
-from pynode.algorithms import ALGORITHMS, FixedStep, Symplectic
+from pynode.algorithms import ALGORITHMS, FixedAdams, FixedStep, Symplectic
 from pynode.native.tableaus import TABLEAUS
 
 ADAPTIVE = [name for name, cls in ALGORITHMS.items() if not issubclass(cls, FixedStep)]
@@ -310,7 +310,8 @@ def test_save_points_never_change_the_steps(name, direction):
     problem = BY_NAME[direction]
     algorithm = ALGORITHMS[name](steps=20) if name not in ADAPTIVE else ALGORITHMS[name]()
     solve = functools.partial(pynode.solve, problem.f, problem.y0(), algorithm=algorithm, rtol=1e-4, atol=1e-4)
-    extra = len(TABLEAUS[name].dense_c) if name in TABLEAUS else 0
+    # Adams methods of torchdiffeq's evaluate the slope at the end, which begins the next step.
+    extra = len(TABLEAUS[name].dense_c) if name in TABLEAUS else int(issubclass(ALGORITHMS[name], FixedAdams))
     few = solve(problem.times(2))
     for many in (solve(problem.times(200)), solve(problem.times(2), saveat=problem.times(200))):
         assert torch.equal(many.ys[-1], few.ys[-1])

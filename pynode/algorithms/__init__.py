@@ -5,6 +5,7 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.implicit import (
     TRBDF2,
     Implicit,
@@ -16,6 +17,19 @@ from pynode.algorithms.implicit import (
     Trapezoid,
 )
 from pynode.algorithms.julia import JuliaAlgorithm
+from pynode.algorithms.multistep import (
+    AB3,
+    AB4,
+    AB5,
+    ABM32,
+    ABM43,
+    ABM54,
+    VCABM,
+    ExplicitAdams,
+    FixedAdams,
+    ImplicitAdams,
+    Multistep,
+)
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock, Rosenbrock23
@@ -40,11 +54,18 @@ from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4, Stabilized
 from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
+    "AB3",
+    "AB4",
+    "AB5",
+    "ABM32",
+    "ABM43",
+    "ABM54",
     "ALGORITHMS",
     "ALIASES",
     "BS3",
     "DP5",
     "DP8",
+    "FBDF",
     "RK4",
     "RK38",
     "RKC",
@@ -52,20 +73,25 @@ __all__ = [
     "ROCK4",
     "SSPRK33",
     "TRBDF2",
+    "VCABM",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
     "Euler",
+    "ExplicitAdams",
     "Fehlberg2",
+    "FixedAdams",
     "FixedStep",
     "Heun",
     "Implicit",
+    "ImplicitAdams",
     "ImplicitEuler",
     "ImplicitMidpoint",
     "JuliaAlgorithm",
     "KenCarp4",
     "Kvaerno5",
     "Midpoint",
+    "Multistep",
     "RadauIIA5",
     "Ralston",
     "Reversible",

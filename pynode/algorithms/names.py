@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 
 from pynode.algorithms.base import Algorithm
+from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
+from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, VCABM, ExplicitAdams, ImplicitAdams
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
 from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
@@ -35,6 +37,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     for cls in (
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
         *(ReversibleHeun, AsynchronousLeapfrog),
+        *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
+        *(FBDF, VCABM),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
         *(RKC, ROCK2, ROCK4),
         *(Rosenbrock23, Rodas4, Rodas5P),
@@ -52,6 +56,9 @@ ALIASES: dict[str, str] = {
     "heun2": "Heun",
     "rk3/8": "RK38",
     "reversible_heun": "ReversibleHeun",
+    "explicit_adams": "ExplicitAdams",
+    "implicit_adams": "ImplicitAdams",
+    "fixed_adams": "ImplicitAdams",
     "alf": "AsynchronousLeapfrog",
 }
 

@@ -20,8 +20,8 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
   ``y0``.
 - Tuple tolerances need no separate ``adjoint_rtol`` and ``adjoint_atol``.
 
-Not offered yet, with an error that says what to use instead: ``odeint_event`` and ``event_fn=``, Adams, implicit and
-SciPy methods, ``heun3``.
+Not offered yet, with an error that says what to use instead: ``odeint_event`` and ``event_fn=``, implicit Runge-Kutta
+and SciPy methods, ``heun3``, and ``perturb`` with the Adams methods.
 """
 
 from __future__ import annotations
@@ -84,10 +84,11 @@ def odeint(
     rtol, atol : float, tensor that broadcasts to ``y0``, or tuple with one of these per component of ``y0``
     method : str, optional
         ``dopri5`` (default), ``dopri8``, ``bosh3``, ``tsit5``, ``fehlberg2``, ``adaptive_heun``; fixed-step ``euler``,
-        ``midpoint``, ``heun2``, ``rk4`` (the 3/8 rule).
+        ``midpoint``, ``heun2``, ``rk4`` (the 3/8 rule), ``explicit_adams``, ``implicit_adams`` (``fixed_adams``).
     options : dict, optional
         Adaptive methods: ``norm, first_step, step_t, jump_t, safety, ifactor, dfactor, min_step, max_step,
-        max_num_steps, dtype``. Fixed-step methods: ``step_size, grid_constructor, interp, perturb``.
+        max_num_steps, dtype``. Fixed-step methods: ``step_size, grid_constructor, interp, perturb``;
+        Adams methods: ``max_order`` and, implicit, ``max_iters``.
     event_fn : None
         Not offered yet.
 

@@ -19,9 +19,11 @@ from pynode.algorithms import (
     AdaptiveHeun,
     Algorithm,
     Euler,
+    ExplicitAdams,
     Fehlberg2,
     FixedStep,
     Heun,
+    ImplicitAdams,
     Midpoint,
     Tsit5,
 )
@@ -30,7 +32,15 @@ from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.layout import Layout
 
 #: Kutta's 3/8 rule is torchdiffeq's ``rk4``.
-FIXED: dict[str, type[FixedStep]] = {"euler": Euler, "midpoint": Midpoint, "heun2": Heun, "rk4": RK38}
+FIXED: dict[str, type[FixedStep]] = {
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun2": Heun,
+    "rk4": RK38,
+    "explicit_adams": ExplicitAdams,
+    "implicit_adams": ImplicitAdams,
+    "fixed_adams": ImplicitAdams,
+}
 
 ADAPTIVE: dict[str, type[Algorithm]] = {
     "dopri8": DP8,
@@ -41,12 +51,10 @@ ADAPTIVE: dict[str, type[Algorithm]] = {
     "adaptive_heun": AdaptiveHeun,
 }
 
-_MULTISTEP = "'dopri5' (adaptive), or 'rk4' with options={'step_size': ...}"
 _STIFF = "'dopri5' or 'bosh3', which shorten their steps where the field is stiff, or torchdiffeq for this method"
 
 #: Methods of torchdiffeq that are not here yet: what to use instead.
 MISSING: dict[str, str] = {
-    **dict.fromkeys(("explicit_adams", "implicit_adams", "fixed_adams"), _MULTISTEP),
     "heun3": "'rk4' (order 4), 'bosh3' (adaptive, order 3), or pynode.solve with pynode.SSPRK33()",
     **dict.fromkeys(("implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5"), _STIFF),
     **dict.fromkeys(("gl4", "gl6", "sdirk2", "trbdf2"), _STIFF),
@@ -54,6 +62,11 @@ MISSING: dict[str, str] = {
 }
 
 _FIXED_OPTIONS = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
+#: Of the Adams methods, besides, by their names here.
+_ADAMS_OPTIONS: dict[type[FixedStep], set[str]] = {
+    ExplicitAdams: {"max_order"},
+    ImplicitAdams: {"max_order", "max_iters"},
+}
 _ADAPTIVE_OPTIONS = {
     *("norm", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
     *("min_step", "max_step", "max_num_steps", "dtype"),
@@ -127,7 +140,9 @@ def settings(
     """
     method = "dopri5" if method is None else method
     options = {} if options is None else dict(options)
-    known = _FIXED_OPTIONS if method in FIXED else _ADAPTIVE_OPTIONS
+    known = _ADAPTIVE_OPTIONS
+    if method in FIXED:
+        known = _FIXED_OPTIONS | _ADAMS_OPTIONS.get(FIXED[method], set())
     if method in FIXED:
         algorithm: Algorithm = _fixed(FIXED[method], options, func, y0, t, backward)
     elif method in ADAPTIVE:
@@ -193,11 +208,23 @@ def _fixed(
         return times if constructor is None else constructor(func, y0, times.to(t.dtype))
 
     own = constructor is not None or (backward and step_size is None)
+    of_method = {key: int(options[key]) for key in _ADAMS_OPTIONS.get(cls, ()) if key in options}
+    if cls in _ADAMS_OPTIONS and options.get("perturb"):
+        raise UnsupportedError(
+            explain(
+                f"options['perturb'] with the Adams methods ({cls.__name__})",
+                "no history across the discontinuities that perturb stands for",
+                "use 'rk4', whose steps look back at nothing",
+            )
+        )
+    if of_method.get("max_order", 4) < 4:
+        warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
     return cls(
         dt=None if step_size is None else float(step_size),
         mesh=mesh if own else None,
         interpolation="linear" if interp == "linear" else "hermite",
         perturb=bool(options.get("perturb", False)),
+        **of_method,
     )
 
 

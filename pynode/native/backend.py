@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep, Implicit, Reversible, Stabilized, Symplectic
+from pynode.algorithms import FBDF, Algorithm, FixedStep, Implicit, Reversible, Stabilized, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -30,7 +30,7 @@ from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.methods import known, stepper_of, vectors_carried
+from pynode.native.methods import carries, known, stepper_of
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
@@ -187,7 +187,7 @@ def _store(request: Request) -> EveryStep | None:
     bound = sensealg.checkpoints
     if sensealg.max_memory is not None:
         layout, algorithm = request.problem.layout, request.algorithm
-        vectors = 1 + vectors_carried(algorithm)
+        vectors = 1 + carries(algorithm)
         size = vectors * layout.size * layout.dtype.itemsize
         bound = int(sensealg.max_memory // size)
         if bound < 2:
@@ -226,7 +226,7 @@ class NativeBackend:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
             return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
-        if isinstance(algorithm, Implicit) and isinstance(sensealg, ForwardSensitivity):
+        if isinstance(algorithm, Implicit | FBDF) and isinstance(sensealg, ForwardSensitivity):
             return (
                 f"ForwardSensitivity with {algorithm.name}, whose Newton iteration would need second derivatives of f "
                 "(CheckpointedAdjoint() is exact, too)"
@@ -238,7 +238,7 @@ class NativeBackend:
                     f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "
                     f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
                 )
-            if isinstance(back, Implicit) and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
+            if isinstance(back, Implicit | FBDF) and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
                 return (
                     f"{sensealg.name} integrated backward by {back.name}: the Jacobian of all it integrates would be "
                     f"that of second derivatives of f ({sensealg.name}(algorithm=Tsit5()) goes back by another method; "
@@ -355,11 +355,11 @@ class NativeBackend:
     def pull_back_tangent(
         self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
     ) -> tuple[Gradients, Tensor] | None:
-        # What a method carries beside the state has no tangents there and is not restored, and the implicit function
-        # theorem is used once by implicit ones.
-        if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
-            record.request.algorithm, Reversible | Stabilized | Implicit
-        ):
+        # What a method carries beside the state has no tangents there and is not restored, and implicit ones use the
+        # implicit function theorem once.
+        algorithm = record.request.algorithm
+        once = isinstance(algorithm, Implicit | Stabilized) or carries(algorithm)
+        if not isinstance(record.request.sensealg, CheckpointedAdjoint) or once:
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.stepper import Stepper
+from pynode.native.stepper import SteeringStepper, Stepper
 from pynode.solution import Counts, ReturnCode
 from pynode.transforms import finite
 
@@ -163,7 +163,8 @@ def integrate_adaptive(
     ``stepping.stops`` and ``jumps`` are met exactly. The step-size search is never recorded by autograd.
     """
     norm = stepping.norm()
-    controller, order = stepping.controller, stepper.error_order
+    controller = stepping.controller
+    steering = stepper if isinstance(stepper, SteeringStepper) else None
     ahead = math.copysign(math.inf, t_end - t)
     sign = math.copysign(1.0, ahead)
     stops = [
@@ -201,9 +202,13 @@ def integrate_adaptive(
         y1 = stepper.attempt(start, h, y, -ahead if t1 in jumps else 0.0, end)
         norm.between(y1)
         ratio = stepper.error_ratio(norm)
-        accepted, factor, history = controller.propose(ratio, order, history)
+        accepted, factor, now = controller.propose(ratio, stepper.error_order, history)
         if stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin and math.isfinite(ratio):
             accepted = True
+        if steering is not None:
+            _, factor, now = controller.propose(*steering.reorder(accepted), history)
+            factor = steering.steer(factor, accepted)
+        history = now
         if not accepted:
             counts.rejected += 1
             if observer is not None:
@@ -221,8 +226,9 @@ def integrate_adaptive(
         norm.accept()
         size = abs(t1 - t) * factor
         if clipped:
-            # A step cut short by a target says nothing against the size proposed before.
-            size = max(size, proposed)
+            # A step cut short by a target says nothing against the size proposed before, but that a method which looks
+            # back at it cannot go far beyond it.
+            size = max(size, proposed if steering is None else min(proposed, 10.0 * abs(t1 - t)))
         size = min(size, stepping.dtmax)
         t, y = t1, y1
         if t == target:

@@ -13,11 +13,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep, Implicit, RadauIIA5, Reversible, Rosenbrock, Stabilized, Symplectic
+from pynode.algorithms import (
+    FBDF,
+    VCABM,
+    Algorithm,
+    FixedAdams,
+    FixedStep,
+    Implicit,
+    Multistep,
+    RadauIIA5,
+    Reversible,
+    Rosenbrock,
+    Stabilized,
+    Symplectic,
+)
 from pynode.algorithms.implicit import SDIRK as SDIRKMethod
 from pynode.errors import UnsupportedError, explain
+from pynode.native.adams import ADAMS, Adams
 from pynode.native.adjoints.backward import Against
+from pynode.native.bdf import BDF, PAST
 from pynode.native.chebyshev import SCHEMES
+from pynode.native.fixed_adams import FIXED_ADAMS
 from pynode.native.implicit import Settings
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
 from pynode.native.metered import Metered
@@ -32,6 +48,7 @@ from pynode.native.stabilized import Stabilized as StabilizedStepper
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
+from pynode.native.vcabm import VCABM as VCABMStepper
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
 
@@ -49,13 +66,16 @@ class Family:
         Of the algorithms.
     make : callable
         ``make(algorithm, field, taped, request)``; ``taped``: autograd records what the stepper does.
+    carries : callable
+        ``carries(algorithm)``: the most vectors of the state's size that are carried from step to step.
     """
 
     names: Container[str]
     make: Callable[[Any, Field, bool, Request], Stepper]
+    carries: Callable[[Any], int] = lambda algorithm: 0
 
 
-def settings_of(algorithm: Implicit, field: Field, taped: bool, request: Request) -> Settings:
+def settings_of(algorithm: Implicit | FBDF, field: Field, taped: bool, request: Request) -> Settings:
     """The settings of an implicit stepper: with the adjoint's tolerances where it is that which is integrated."""
     sensealg = request.sensealg
     rtol, atol = request.rtol, request.atol
@@ -71,7 +91,7 @@ def settings_of(algorithm: Implicit, field: Field, taped: bool, request: Request
         linsolve=algorithm.linsolve,
         reuse=not (request.differentiable and bounded),
         taped=taped,
-        linear=algorithm.interpolation == "linear",
+        linear=getattr(algorithm, "interpolation", "") == "linear",
     )
 
 
@@ -93,14 +113,41 @@ FAMILIES: dict[type[Algorithm], Family] = {
     Reversible: Family(
         REVERSIBLE,
         lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
+        lambda algorithm: REVERSIBLE[algorithm.name].carries,
+    ),
+    Multistep: Family(
+        ADAMS,
+        lambda algorithm, field, taped, request: Adams(algorithm.name, field, algorithm.interpolation),
+        lambda algorithm: ADAMS[algorithm.name][0] - 1,
+    ),
+    FixedAdams: Family(
+        FIXED_ADAMS,
+        lambda algorithm, field, taped, request: FIXED_ADAMS[algorithm.name](algorithm, field, request),
+        lambda algorithm: max(algorithm.max_order - 2, 0),
     ),
     Rosenbrock: Family(ROSENBROCK, lambda algorithm, field, taped, request: RosenbrockStepper(algorithm, field, taped)),
-    Stabilized: Family(SCHEMES, lambda algorithm, field, taped, request: StabilizedStepper(algorithm, field)),
+    Stabilized: Family(
+        SCHEMES,
+        lambda algorithm, field, taped, request: StabilizedStepper(algorithm, field),
+        lambda algorithm: 1 if algorithm.eigen_est is None else 0,
+    ),
     SDIRKMethod: Family(
         IMPLICIT_TABLEAUS,
         lambda algorithm, field, taped, request: SDIRK(
             IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
         ),
+    ),
+    VCABM: Family(
+        ("VCABM",),
+        lambda algorithm, field, taped, request: VCABMStepper(algorithm.max_order, field),
+        lambda algorithm: algorithm.max_order,
+    ),
+    FBDF: Family(
+        ("FBDF",),
+        lambda algorithm, field, taped, request: BDF(
+            algorithm.max_order, field, settings_of(algorithm, field, taped, request)
+        ),
+        lambda algorithm: PAST + 1,
     ),
     RadauIIA5: Family(
         ("RadauIIA5",),
@@ -114,17 +161,16 @@ def family_of(algorithm: Algorithm) -> Family | None:
     return next((family for kind, family in FAMILIES.items() if isinstance(algorithm, kind)), None)
 
 
+def carries(algorithm: Algorithm) -> int:
+    """The most vectors that an algorithm carries, beside the state, from step to step."""
+    family = family_of(algorithm)
+    return 0 if family is None else family.carries(algorithm)
+
+
 def known(algorithm: Algorithm) -> bool:
     """Whether the native solver has the algorithm."""
     family = family_of(algorithm)
     return algorithm.name in (TABLEAUS if family is None else family.names)
-
-
-def vectors_carried(algorithm: Algorithm) -> int:
-    """How many vectors of the state's size a step of the algorithm starts from beside the state."""
-    if isinstance(algorithm, Reversible):
-        return REVERSIBLE[algorithm.name].carries
-    return 1 if isinstance(algorithm, Stabilized) and algorithm.eigen_est is None else 0
 
 
 def stepper_of(algorithm: Algorithm, field: Field, request: Request, taped: bool, compiled: bool = True) -> Stepper:

@@ -23,12 +23,21 @@ class Stepper(Protocol):
 
     An implicit method may have, beside these, ``untaped``: how many evaluations of its last attempt were in the search
     for the stages, of which autograd records nothing; and ``repeats``: how far, in the largest element of the state,
-    a repetition of the last attempt may end from where that did.
+    a repetition of the last attempt may end from where that did. ``witness()``: where what is carried on shows no
+    evaluation of ``f`` in its graph, a tensor that does.
     """
 
     field: Field
-    order: int
-    error_order: int
+
+    @property
+    def order(self) -> int:
+        """Of the states at the ends of steps."""
+        ...
+
+    @property
+    def error_order(self) -> int:
+        """``k``, where the error estimate is O(h^k)."""
+        ...
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """Evaluate what the first step needs."""
@@ -63,6 +72,38 @@ class Stepper(Protocol):
 
     def advance(self, t: Any, y: Tensor) -> None:
         """Accept the last attempt, which ended in state ``y`` at time ``t``."""
+
+
+@runtime_checkable
+class ChoosingStepper(Stepper, Protocol):
+    """A stepper the steps of which depend on a choice that error estimates or tolerances make: an order, a number of
+    iterations. Who repeats a step alone says beforehand what was chosen."""
+
+    def choice(self) -> Any:
+        """What was chosen for the last attempt."""
+        ...
+
+    def choose(self, choice: Any) -> None:
+        """The coming attempt repeats one for which this was chosen."""
+
+
+@runtime_checkable
+class SteeringStepper(ChoosingStepper, Protocol):
+    """A stepper that chooses its order from step to step, and with it has a say in the size of the next one.
+
+    Its ``error_order`` changes with its order.
+    """
+
+    def reorder(self, accepted: bool) -> tuple[float, int]:
+        """Choose the order of the coming attempt, behind ``error_ratio`` and before the last one is looked at.
+
+        Returns the error ratio that the last attempt would have had with it, and the order of that estimate.
+        """
+        ...
+
+    def steer(self, factor: float, accepted: bool) -> float:
+        """The factor between this step and the next one, where the controller proposes ``factor``."""
+        ...
 
 
 @runtime_checkable

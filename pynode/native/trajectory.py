@@ -12,7 +12,7 @@ from torch import Tensor
 from pynode.native.checkpoints import EveryStep, State, advance
 from pynode.native.dense import step_at
 from pynode.native.loop import Clock, Recorder
-from pynode.native.stepper import Stepper
+from pynode.native.stepper import ChoosingStepper, Stepper
 
 
 class Trajectory:
@@ -36,6 +36,8 @@ class Trajectory:
     ----------
     ends : dict
         Those states by boundary.
+    choices : list
+        What a :class:`pynode.native.stepper.ChoosingStepper` chose, by step; empty for others.
     """
 
     def __init__(
@@ -51,12 +53,15 @@ class Trajectory:
         self.direction = direction
         self.store = store
         self.ends: dict[int, State] = {}
+        self.choices: list[Any] = []
         self._keep_ends = keep_ends
         self._jumps, self._perturb = jumps, perturb
 
-    def append(self, y: Tensor, t1: float, carried: State = (), end: State = ()) -> None:
+    def append(self, y: Tensor, t1: float, carried: State = (), end: State = (), choice: Any = None) -> None:
         """A step from state ``y`` at the last boundary, where the stepper carried ``carried``, to time ``t1`` was
         accepted; ``end`` is the state there with what is carried there."""
+        if choice is not None:
+            self.choices.append(choice)
         n = self.steps
         if self.store is not None:
             self.store.offer(n, (y,) if self.begins(n) else (y, *carried))
@@ -98,6 +103,11 @@ class Trajectory:
             stepper.begin(t, y, jump=self.jump_after(n))
         else:
             stepper.resume(t, y, carried)
+        self._choose(stepper, n)
+
+    def _choose(self, stepper: Stepper, n: int) -> None:
+        if self.choices and isinstance(stepper, ChoosingStepper):
+            stepper.choose(self.choices[n])
 
     def step_at(self, t: float) -> int:
         """Index of the step that holds ``t``; a boundary belongs to the step that ends there."""
@@ -168,6 +178,7 @@ class Trajectory:
                 self.enter(stepper, n, t, y, carried)
             else:
                 stepper.advance(t, y)
+                self._choose(stepper, n)
             y1 = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
             if recorder is not None:
                 recorder.accept(stepper, t, t1, y, y1)
@@ -219,7 +230,9 @@ class SaveRecorder:
 
     def accept(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> None:
         """See :class:`pynode.native.loop.Recorder`."""
-        self.trajectory.append(y, t1, stepper.carried(), (y1, *stepper.carried(end=True)))
+        chosen = getattr(stepper, "choice", None)  # an isinstance of a protocol would cost more than the rest
+        end = (y1, *stepper.carried(end=True))
+        self.trajectory.append(y, t1, stepper.carried(), end, None if chosen is None else chosen())
         if self._every_step:
             self._chunks.append(y1[None])
             self.saved.append(t1)

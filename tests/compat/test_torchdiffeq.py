@@ -649,7 +649,7 @@ def test_dense_solution(reverse):
 @pytest.mark.parametrize(
     "method",
     [
-        *("explicit_adams", "implicit_adams", "fixed_adams", "heun3", "scipy_solver", "implicit_euler"),
+        *("heun3", "scipy_solver", "implicit_euler"),
         *("implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5", "gl4", "gl6", "sdirk2", "trbdf2"),
     ],
 )

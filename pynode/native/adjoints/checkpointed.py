@@ -131,7 +131,9 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
         known = None if repeatable else state  # held on to no longer than the check needs it
         # The whole graph of the first step is looked through, later the first evaluation of each: a parameter that
         # is switched on in between is seen there, and a longer walk in Python would cost several per cent.
-        one = ends[-1] if len(starts) > 1 and ends[-1].requires_grad else taped.derivative()
+        witness: Any = getattr(taped, "witness", None)
+        shown = ends[-1] if len(starts) > 1 and ends[-1].requires_grad else None
+        one = witness() if witness else taped.derivative() if shown is None else shown
         made = getattr(taped, "leaves", ())
         dependencies.check_reached(outputs if first else [one], [*own, *arguments, *made])
         gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
