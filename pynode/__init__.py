@@ -28,6 +28,7 @@ from pynode.algorithms import (
 from pynode.controllers import IController, PIController, PIDController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.events import Event, Firing
 from pynode.recommend import Recommendation, recommend
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
@@ -63,8 +64,10 @@ __all__ = [
     "CrosscheckReport",
     "DirectAdjoint",
     "Euler",
+    "Event",
     "Fehlberg2",
     "FieldError",
+    "Firing",
     "ForwardSensitivity",
     "GaussAdjoint",
     "GaussKronrodAdjoint",
