@@ -60,8 +60,8 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ),
     ReturnCode.TooManyEvents: (
         "finitely many events in a finite time",
-        "raise max_events= if there are that many; where events accumulate (a ball that comes to rest), end the solve "
-        "before that by a terminal event (a speed that falls below a bound), or let the effect put the state to rest",
+        "raise max_events= if there are that many; where events accumulate (a ball that comes to rest), end t before "
+        "that, or carry one more channel that the effect sets to 0 when little is left, and multiply f by it",
     ),
 }
 

@@ -14,6 +14,7 @@ from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_n
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
+from pynode.ending import end_of_solve, end_state
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Event, Watch
 from pynode.graph_break import eager
@@ -32,7 +33,7 @@ from pynode.sensealg import (
     SensitivityAlgorithm,
     as_sensealg,
 )
-from pynode.solution import End, ReturnCode, Solution, Stats, failure_message
+from pynode.solution import ReturnCode, Solution, Stats, failure_message
 from pynode.step_quantity import refuse_step_quantities
 from pynode.transforms import (
     any_true,
@@ -345,10 +346,10 @@ def _solution(engine: Backend, request: Request, record: Any, shown: int) -> Sol
     values = connected(engine, record, times, times_tensor, record.values, own_times=request.own_times)
     if request.watch is not None and stopped:
         request.watch.state, request.watch.size = values[-1], record.size
-    end_of = functools.partial(_end, engine, record, times, times_tensor, values)
+    end_of = functools.partial(end_of_solve, engine, record, times, times_tensor, values)
     running_cost = None
     if problem.cost_layout is not None:
-        end = _end_state(engine, record, times, values)
+        end = end_state(engine, record, times, values)
         running_cost = problem.cost_layout.unpack(end[layout.size :])
         if not request.save_steps and not stopped:
             values, times_tensor = values[:shown], times_tensor[:shown]
@@ -368,29 +369,6 @@ def _solution(engine: Backend, request: Request, record: Any, shown: int) -> Sol
         at_steps=request.save_steps,
         end=end_of,
     )
-
-
-def _end_state(engine: Backend, record: Any, times: list[float], values: Tensor) -> Tensor:
-    """The state (n,) in which the solve ended, from those at ``times`` where it is among them."""
-    if times and times[-1] == record.t:
-        return values[-1]
-    # The solve failed between two save times, or they do not reach its end.
-    t = record.request.problem.t
-    at = torch.tensor([record.t], dtype=t.dtype, device=t.device)
-    if taped(record):
-        return engine.evaluate(record, [record.t], at, False)[0]
-    return connected(engine, record, [record.t], at, record.end[None], own_times=False)[0]
-
-
-def _end(engine: Backend, record: Any, times: list[float], tensor: Tensor, values: Tensor) -> End:
-    """The end of a solve that gave ``values`` at ``times``, for one that goes on from there."""
-    problem = record.request.problem
-    state = _end_state(engine, record, times, values)[: problem.state_layout.size]
-    if times and times[-1] == record.t:
-        time = tensor[-1]
-    else:
-        time = problem.t[-1] if record.t == problem.times[-1] else problem.t.new_tensor(record.t)
-    return End(time, problem.state_layout.unpack(state), getattr(record, "size", None))
 
 
 def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:

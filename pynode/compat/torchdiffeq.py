@@ -35,7 +35,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pynode.compat.torchdiffeq_events import linked, span, until
+from pynode.compat.torchdiffeq_events import linked, looks, span, until
 from pynode.compat.torchdiffeq_options import (
     AssertedInputError,
     Settings,
@@ -110,7 +110,7 @@ def odeint(
     if event_fn is not None:
         far = span(t, chosen)
         solved = functools.partial(_solved, func, y0, far, rtol, atol, chosen, DirectAdjoint())
-        return until(lambda watch: solved(watch=watch), event_fn, y0, t, False, _looks(chosen))
+        return until(lambda watch: solved(watch=watch), event_fn, y0, t, False, looks(chosen))
     if len(t) == 1:
         return _initial(y0)
     return _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint()).ys
@@ -202,7 +202,7 @@ def odeint_adjoint(
     )
     if event_fn is not None:
         solved = functools.partial(_solved, func, y0, span(t, chosen), rtol, atol, chosen, sensealg, params)
-        return until(lambda watch: solved(watch=watch), event_fn, y0, t, torch.is_grad_enabled(), _looks(chosen))
+        return until(lambda watch: solved(watch=watch), event_fn, y0, t, torch.is_grad_enabled(), looks(chosen))
     return _solved(func, y0, t, rtol, atol, chosen, sensealg, params).ys
 
 
@@ -254,15 +254,11 @@ def odeint_event(
     Parameters
     ----------
     t0 : Tensor
-        Initial time, of one element.
+        Initial time, of one element; ``reverse_time`` solves towards smaller ones.
     event_fn : callable
         ``event_fn(t, y)``, a real tensor each element of which is a root function.
-    reverse_time : bool
-        Solve towards smaller times.
     odeint_interface : callable
-        :func:`odeint` or :func:`odeint_adjoint`, or what calls them.
-    **kwargs
-        Passed to it.
+        :func:`odeint` or :func:`odeint_adjoint`, or what calls them; receives ``kwargs``.
 
     Returns
     -------
@@ -383,11 +379,6 @@ def _checked(y0: Any, t: Any) -> Tensor:
 def _initial(y0: State) -> State:
     """The solution at the initial time alone."""
     return y0[None] if isinstance(y0, Tensor) else tuple(y[None] for y in y0)
-
-
-def _looks(chosen: Settings) -> int:
-    """How often ``event_fn`` is looked at inside a step: fixed steps are meant to be short."""
-    return 10 if chosen.algorithm.adaptive else 0
 
 
 def _parameters(func: Any, given: Iterable[Tensor] | None, own_norm: bool) -> list[Tensor]:

@@ -60,25 +60,31 @@ def span(t: Tensor, chosen: Settings) -> Tensor:
     return torch.cat([start, start.detach() + math.copysign(far, (t[1] - t[0]).item())])
 
 
+def looks(chosen: Settings) -> int:
+    """How often ``event_fn`` is looked at inside a step: fixed steps are meant to be short."""
+    return 10 if chosen.algorithm.adaptive else 0
+
+
 def until(
     solved: Callable[[Watch], Solution],
     event_fn: Callable[..., Any],
     y0: Any,
     t: Tensor,
     attached: bool,
-    looks: int,
+    points: int,
 ) -> tuple[Tensor, Any]:
     """The event's time (0-dim, of the dtype of ``t``) and the states at the start and there.
 
-    ``looks``: how often the condition is looked at inside every step. ``solved(watch)`` solves until the event. Gradients of the states are those at a fixed time, as in torchdiffeq; the
-    time has none (zero ones if ``attached``): :func:`linked` gives it one.
+    ``points``: how often the condition is looked at inside every step. ``solved(watch)`` solves until the event.
+    Gradients of the states are those at a fixed time, as in torchdiffeq; the time has none (zero ones if ``attached``):
+    :func:`linked` gives it one.
     """
     layout = Layout(y0)
     with torch.no_grad():
         start = event_fn(t[0].to(dtype=layout.dtype), y0)
     if bool((checked(start, 0) == 0).any()):
         return t[0].detach().clone(), _map(lambda x: torch.stack([x, x]), y0)
-    watch = Watch((Event(event_fn, interp_points=looks),), ())
+    watch = Watch((Event(event_fn, interp_points=points),), ())
     solution = solved(watch)
     if solution.retcode is not ReturnCode.Terminated or watch.state is None:
         reached = solution.span[1]
