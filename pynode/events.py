@@ -162,6 +162,14 @@ class Watch:
     size: float | None = None
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """Events of a solve that goes on where ``fired`` had just fired."""
+
+    events: Any
+    fired: tuple[Crossing, ...]
+
+
 def as_events(events: Any) -> tuple[Event, ...]:
     """The events that ``events=`` means."""
     listed = (events,) if isinstance(events, Event) else events

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, explain
+from pynode.events import Resumed, Watch
 from pynode.problem import check_times
 from pynode.saveat import as_saveat
 from pynode.solution import ReturnCode, Solution
@@ -48,7 +49,10 @@ def _resumed(solve: Callable[..., Solution], options: dict[str, Any], solution: 
     t = torch.cat([end.t.to(torch.float64).reshape(1), more.to(device=end.t.device, dtype=torch.float64)])
     save = dataclasses.replace(as_saveat(options["saveat"]), ts=None, t0=False, t1=False)
     size = options["dt0"] if end.size is None else end.size
-    return solve(y0=end.y, t=t, **{**options, "saveat": save, "dt0": size})
+    events = options["events"]
+    if events is not None and not isinstance(events, Watch):
+        events = Resumed(events.events if isinstance(events, Resumed) else events, end.fired)
+    return solve(y0=end.y, t=t, **{**options, "saveat": save, "dt0": size, "events": events})
 
 
 def _forward(solution: Solution, start: float, reached: float, times: list[float]) -> bool:

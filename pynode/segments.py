@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.event_time import moved
-from pynode.events import Crossing, Event, Firing, Watch, as_events
+from pynode.events import Crossing, Event, Firing, Resumed, Watch, as_events
 from pynode.layout import Layout, leaves_of, rebuild
 from pynode.native.root_finding import checked
 from pynode.problem import check_times
@@ -34,7 +34,10 @@ _ACCUMULATED = 100.0
 
 def in_segments(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[str, Any]) -> Solution:
     """What ``solve(y0=y0, t=t, **options)`` means, whose options hold events."""
-    events = as_events(options["events"])
+    given: Any = options["events"]
+    fired: tuple[Crossing, ...] = given.fired if isinstance(given, Resumed) else ()
+    events = as_events(given.events if isinstance(given, Resumed) else given)
+    options = {**options, "events": events}
     limit = options["max_events"]
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InputError(explain(f"max_events = {limit!r}", "an integer >= 1", "give the largest number of events"))
@@ -51,7 +54,7 @@ def in_segments(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[s
             )
         )
     run = _Run(solve, events, y0, t, options)
-    run.go()
+    run.go(fired)
     solution = resumable(run.solution(), solve, options)
     solution.ys = saved(run.save.fn, solution.ts, solution.ys, options["args"])
     if options["throw"] and not solution.retcode.successful:
@@ -86,8 +89,7 @@ class _Run:
         if not points.own and not self.save.steps:
             self._save(1, y0)  # the start, as it is
 
-    def go(self) -> None:
-        fired: tuple[Crossing, ...] = ()
+    def go(self, fired: tuple[Crossing, ...]) -> None:
         while True:
             part, watch = self._stretch(fired)
             if not part.retcode.successful:
@@ -192,7 +194,7 @@ class _Run:
         if self.save.steps:
             first = self.firings[before]
             self.rows.append((first.t[None].to(self.t), _lead(first.before)))
-        self.now = End(self.now.t, state, watch.size)
+        self.now = End(self.now.t, state, watch.size, tuple(watch.found))
         return terminal, before
 
     def _pay(self, part: Solution, cost: Tensor) -> None:

@@ -18,7 +18,7 @@ from pynode.transforms import any_true, number
 
 if TYPE_CHECKING:
     from pynode.algorithms import Algorithm
-    from pynode.events import Firing
+    from pynode.events import Crossing, Firing
     from pynode.sensealg import SensitivityAlgorithm
 
 
@@ -97,11 +97,13 @@ class Stats:
 
 @dataclass(frozen=True)
 class End:
-    """The end of a solve: time (0-dim), state, and the size of the step that would have been next, where known."""
+    """The end of a solve: time (0-dim), state, the size of the step that would have been next, where known, and what
+    had just fired."""
 
     t: Tensor
     y: Any
     size: float | None = None
+    fired: tuple[Crossing, ...] = ()
 
 
 class Solution:

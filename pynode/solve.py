@@ -16,7 +16,7 @@ from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.ending import end_of_solve, end_state
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
-from pynode.events import Event, Watch
+from pynode.events import Event, Resumed, Watch
 from pynode.graph_break import eager
 from pynode.problem import ODEProblem
 from pynode.progress import with_progress
@@ -60,7 +60,7 @@ def solve(
     sensealg: SensitivityAlgorithm | None = None,
     backend: str = "torch",
     saveat: SaveAt | Times | None = None,
-    events: Event | Sequence[Event] | Watch | None = None,
+    events: Event | Sequence[Event] | Resumed | Watch | None = None,
     controller: PIDController | None = None,
     max_steps: int = 100_000,
     max_events: int = 1_000,
