@@ -51,6 +51,7 @@ from pynode.algorithms import (
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.events import Event, Firing
 from pynode.recommend import Recommendation, recommend
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
@@ -98,9 +99,11 @@ __all__ = [
     "CrosscheckReport",
     "DirectAdjoint",
     "Euler",
+    "Event",
     "ExplicitAdams",
     "Fehlberg2",
     "FieldError",
+    "Firing",
     "ForwardSensitivity",
     "GaussAdjoint",
     "GaussKronrodAdjoint",

@@ -19,6 +19,7 @@ from pynode.solution import Counts, ReturnCode, Solution, Stats
 
 if TYPE_CHECKING:
     from pynode.dependencies import Dependencies
+    from pynode.events import Watch
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Request:
     user's tensor. ``own_times`` tells that they were given apart from ``t`` (``SaveAt(ts=...)``); ``save_steps`` that
     the ends of the steps are saved instead. ``differentiable`` tells that the result needs a gradient,
     ``time_gradient`` that some time needs one. ``question`` is every option as the user gave it.
+    ``watch``: what ends the solve early, and hears about it.
     """
 
     problem: ODEProblem
@@ -57,6 +59,7 @@ class Request:
     compile: bool | str
     stats: Stats
     question: tuple[Any, ...]
+    watch: Watch | None = None
 
 
 class Record(Protocol):

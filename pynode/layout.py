@@ -176,6 +176,21 @@ class Layout:
             flats.append(self._real(leaf).reshape(-1))
         return flats[0] if len(flats) == 1 else torch.cat(flats)
 
+    def check_like(self, tree: Tree, source: str) -> Tree:
+        """``tree``, which ``source`` returned in place of a state, in the containers of the state.
+
+        Raises
+        ------
+        FieldError
+            If it is not a tree of tensors of the state's shapes, dtypes and device.
+        """
+        own = copy.copy(self)
+        own._source = source
+        leaves = list(_branches(self.template, tree, "y", source))
+        for index, leaf in enumerate(leaves):
+            own.check_leaf(index, leaf)
+        return rebuild(self.template, iter(leaves))
+
     def writer(self) -> Callable[[Tree, Tensor], None]:
         """A function that checks a derivative and copies it into a row of a buffer."""
         if self.is_tensor and self.is_real:
@@ -227,7 +242,7 @@ class Layout:
                 explain(
                     f"{self._source} returned shape {tuple(leaf.shape)}{where}",
                     f"the shape of {self._target}, {tuple(shape)}",
-                    "return one derivative per element of the state",
+                    f"return one {'derivative' if self._source == 'f' else 'value'} per element of the state",
                 )
             )
         if leaf.dtype != dtype:

@@ -6,18 +6,19 @@ Every message about a solve that failed is written here, once.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError, explain
+from pynode.errors import InputError, UnsupportedError, explain
 from pynode.transforms import any_true, number
 
 if TYPE_CHECKING:
     from pynode.algorithms import Algorithm
+    from pynode.events import Crossing, Firing
     from pynode.sensealg import SensitivityAlgorithm
 
 
@@ -25,15 +26,17 @@ class ReturnCode(enum.Enum):
     """How a solve ended. Names are SciML's."""
 
     Success = "the final time was reached"
+    Terminated = "a terminal event ended it"
     MaxIters = "the limit of steps was reached"
     DtLessThanMin = "the step size fell below its minimum"
     Unstable = "the field or the state became non-finite"
     ConvergenceFailure = "Newton's iteration for the stages of an implicit step did not converge"
     InitialFailure = "the field is non-finite at the initial time"
+    TooManyEvents = "events follow one another without end"
 
     @property
     def successful(self) -> bool:
-        return self is ReturnCode.Success
+        return self in (ReturnCode.Success, ReturnCode.Terminated)
 
 
 _ADVICE: dict[ReturnCode, tuple[str, str]] = {
@@ -60,6 +63,11 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ReturnCode.InitialFailure: (
         "finite f(t0, y0)",
         "check y0, the parameters and f itself with torch.isfinite",
+    ),
+    ReturnCode.TooManyEvents: (
+        "finitely many events in a finite time",
+        "raise max_events= if there are that many; where events accumulate (a ball that comes to rest), end t before "
+        "that, or carry one more channel that the effect sets to 0 when little is left, and multiply f by it",
     ),
 }
 
@@ -98,6 +106,17 @@ class Stats:
     backward: Counts = field(default_factory=Counts)
 
 
+@dataclass(frozen=True)
+class End:
+    """The end of a solve: time (0-dim), state, the size of the step that would have been next, where known, and what
+    had just fired."""
+
+    t: Tensor
+    y: Any
+    size: float | None = None
+    fired: tuple[Crossing, ...] = ()
+
+
 class Solution:
     """The solution of an initial value problem.
 
@@ -123,6 +142,8 @@ class Solution:
         What was used; ``sensealg`` is None where nothing requires a gradient.
     at_steps : bool
         Whether ``ts`` are the ends of the accepted steps (``SaveAt(steps=True)``).
+    events : tuple of Firing
+        The events that fired, in order of time; see :class:`pynode.events.Firing`.
     """
 
     def __init__(
@@ -138,6 +159,8 @@ class Solution:
         message: str = "",
         running_cost: Any = None,
         at_steps: bool = False,
+        events: tuple[Firing, ...] = (),
+        end: Callable[[], End] | None = None,
     ) -> None:
         self.ts = ts
         self.ys = ys
@@ -148,8 +171,12 @@ class Solution:
         self.message = message
         self.running_cost = running_cost
         self.at_steps = at_steps
+        self.events = events
         self._evaluate = evaluate
         self.span = span
+        #: Where :meth:`resume` starts, and what it calls; the latter is set by :func:`pynode.solve.solve`.
+        self._end = end
+        self._continue: Callable[[Solution, Any], Solution] | None = None
 
     def __call__(self, t: Tensor | float) -> Any:
         """The state at time(s) ``t``, by the algorithm's own dense output.
@@ -177,6 +204,42 @@ class Solution:
     def derivative(self, t: Tensor | float) -> Any:
         """Time derivative of the dense output at ``t``; shapes and errors as in calling the solution."""
         return self._evaluate(self._times(t), True)
+
+    def resume(self, t_more: Tensor | Sequence[float] | float) -> Solution:
+        """Go on from the end of this solve, with its options.
+
+        Parameters
+        ----------
+        t_more : float, 1-D tensor or sequence of float
+            The new end time, or save times behind the end of this solve the last of which is the new end.
+
+        Returns
+        -------
+        Solution
+            From the end of this one, which is its first save point, to the new end. It starts with the step size that
+            this one would have tried next, saves at ``t_more`` (``SaveAt(steps=True)`` is kept, ``ts`` is not),
+            has a running cost of its own, and is differentiable through both solves. After a terminal event it goes on
+            behind it: the event's condition is zero there and does not fire again at once.
+
+        Raises
+        ------
+        InputError
+            If ``t_more`` does not lead on, or if this solve failed by anything but its limit of steps.
+        UnsupportedError
+            If this solution did not come from :func:`pynode.solve`.
+        """
+        if self._continue is None:
+            raise UnsupportedError(
+                explain("resume() on a solution that pynode.solve did not return", "one that it did", "solve again")
+            )
+        return self._continue(self, t_more)
+
+    def end(self) -> End:
+        """Where the solve ended, connected to autograd like ``ys``."""
+        if self._end is not None:
+            return self._end()
+        time = self.ts[-1] if self.ts[-1].item() == self.span[1] else self.ts.new_tensor(self.span[1])
+        return End(time, self(self.span[1]))
 
     def _times(self, t: Tensor | float) -> Tensor:
         times = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
@@ -215,6 +278,8 @@ class Solution:
             f"  forward:  {forward.nfe} evaluations, {forward.accepted} steps, {forward.rejected} rejected"
             + (f", {forward.nvjp} products with the Jacobian" if forward.nvjp else ""),
         ]
+        if self.events:
+            lines.append(f"  events:   {len(self.events)}, the last at t = {self.events[-1].t.item():.6g}")
         if self.sensealg is not None:
             lines.append(
                 f"  backward: {backward.nfe} evaluations, {backward.nvjp} pullbacks ({self.sensealg.name})"

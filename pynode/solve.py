@@ -14,12 +14,17 @@ from pynode.algorithms import Algorithm, Implicit, JuliaAlgorithm, Tsit5, algori
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import IController, PIDController, PredictiveController
+from pynode.ending import end_of_solve, end_state
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.events import Event, Resumed, Watch
 from pynode.graph_break import eager
-from pynode.problem import ODEProblem, check_times
+from pynode.problem import ODEProblem
+from pynode.progress import with_progress
 from pynode.queries import connected, queried, taped
+from pynode.resuming import resumable
 from pynode.running_cost import StateObserver
-from pynode.saveat import SaveAt
+from pynode.saveat import SaveAt, Times, as_saveat, save_points, saved
+from pynode.segments import in_segments
 from pynode.sensealg import (
     CheckpointedAdjoint,
     DirectAdjoint,
@@ -41,8 +46,6 @@ from pynode.transforms import (
     transformed,
 )
 
-Times = Tensor | Sequence[float]
-
 
 @eager
 def solve(
@@ -57,8 +60,10 @@ def solve(
     sensealg: SensitivityAlgorithm | None = None,
     backend: str = "torch",
     saveat: SaveAt | Times | None = None,
+    events: Event | Sequence[Event] | Resumed | Watch | None = None,
     controller: PIDController | None = None,
     max_steps: int = 100_000,
+    max_events: int = 1_000,
     throw: bool = True,
     params: Iterable[Tensor] | None = None,
     allow_unused: bool = False,
@@ -70,6 +75,7 @@ def solve(
     tstops: Sequence[float] | Tensor = (),
     d_discontinuities: Sequence[float] | Tensor = (),
     observer: Any = None,
+    progress: bool = False,
     compile: bool | str = False,
     running_cost: Callable[..., Any] | None = None,
     cost_in_norm: bool = False,
@@ -109,10 +115,19 @@ def solve(
     saveat : SaveAt, 1-D tensor or sequence of float, optional
         What is saved; the states at ``t`` by default. Times alone mean ``SaveAt(ts=times)``. Save points are
         interpolated and never change the steps.
+    events : Event or sequence of Event, optional
+        Roots of conditions at which the solve ends, or goes on from another state: see
+        :class:`pynode.events.Event` and ``sol.events``. After a terminal one the last entry of ``sol.ts`` and
+        ``sol.ys`` is the event in place of the end of ``t`` (with ``SaveAt(ts=...)``: where ``t1=True``), and those
+        behind it are missing. A save point at the very time of an event is given the state after its effect. In
+        between two events the solve is an ordinary one, under every option and sensitivity algorithm; ``observer``
+        also sees the end of the step that an event cuts short.
     controller : PIDController, optional
         Step-size control; ``IController()`` by default, ``PredictiveController()`` for implicit methods.
     max_steps : int
         Largest number of attempted steps.
+    max_events : int
+        Largest number of events: a bound on solves whose events accumulate.
     throw : bool
         Raise SolveError when the solve fails; otherwise return what was reached, with its ``retcode``.
     params : iterable of tensors, optional
@@ -137,7 +152,11 @@ def solve(
         field, shape and method (seconds where torch has it in its cache on disk). Results agree with the eager ones to
         rounding. Under gradients only with ``CheckpointedAdjoint``; the field must be a module or a function.
     observer : object, optional
-        With methods ``step``, ``accepted`` and ``rejected``, each called with ``(t, y_flat, dt)``.
+        Callbacks around steps, with methods ``step`` (before each attempt), ``accepted`` and ``rejected`` (after it),
+        each called with ``(t, y_flat, dt)``: time and state at the start of the step, and its signed length. For
+        measuring and showing; what changes the state is an event.
+    progress : bool
+        Show on stderr how far the solve has come, at most five times a second (by rich where it is installed).
     running_cost : callable, optional
         ``l(t, y, *args)``, whose integral from ``t[0]`` to ``t[-1]`` (negative where ``t`` decreases and ``l`` is
         positive) becomes ``sol.running_cost``. It returns a real tensor of any shape, or a tree of such, of the
@@ -174,6 +193,13 @@ def solve(
         If the backend lacks the algorithm or the sensitivity algorithm, or if times or tolerances differ between the
         samples of a ``vmap``.
     """
+    if params is not None and not isinstance(params, list | tuple):
+        params = list(params)  # asked for again by every solve between two events
+    options = {name: value for name, value in locals().items() if name not in ("y0", "t")}
+    if progress:
+        return with_progress(solve, y0, t, options)
+    if events is not None and not isinstance(events, Watch):
+        return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
     if backend != "torch" and not (jac is None and mass_matrix is None):
         raise UnsupportedError(
@@ -190,7 +216,7 @@ def solve(
     )
     repeated = engine.repeated(f, y0, t, question)
     if repeated is not None:
-        return repeated
+        return resumable(repeated, solve, options)
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
@@ -225,16 +251,18 @@ def solve(
             )
         )
 
-    save, times_tensor, times = _save_times(problem, saveat)
+    save = as_saveat(saveat)
+    points = save_points(save, problem.t, problem.times)
+    times_tensor, times = points.tensor, points.times
     shown = len(times)
-    own_end = times[-1] != problem.times[-1] or (save.ts is not None and problem.t.requires_grad)
+    own_end = times[-1] != problem.times[-1] or (points.own and problem.t.requires_grad)
     if problem.cost_layout is not None and own_end:
         # One save point more, for the cost: a gradient of states and cost is one pass. A save time that equals the
         # end of the span does not move with it.
         times_tensor, times = torch.cat([times_tensor, problem.t[-1:].to(times_tensor)]), [*times, problem.times[-1]]
     if observer is not None and problem.cost_layout is not None:
         observer = StateObserver(observer, problem.state_layout.size)
-    stats = Stats()
+    stats = Stats() if events is None or events.stats is None else events.stats
     jumps = frozenset(_floats("d_discontinuities", d_discontinuities))
     start, end = problem.times[0], problem.times[-1]
     jump = math.copysign(math.inf, end - start) if start in jumps or getattr(algorithm, "perturb", False) else 0.0
@@ -272,17 +300,22 @@ def solve(
         jumps=jumps,
         times=times,
         times_tensor=times_tensor,
-        own_times=save.ts is not None,
+        own_times=points.own,
         save_steps=save.steps,
         dense=save.dense,
         observer=observer,
         compile=compile,
         stats=stats,
         question=question,
+        watch=events,
     )
     with problem.autocast():
         record = engine.solve(request)
-    return _solution(engine, request, record, throw, shown)
+    solution = resumable(_solution(engine, request, record, shown), solve, options)
+    solution.ys = saved(save.fn, solution.ts, solution.ys, args)
+    if throw and not solution.retcode.successful:
+        raise SolveError(solution.message, solution.retcode, record.t, solution)
+    return solution
 
 
 def _controller(algorithm: Algorithm) -> PIDController:
@@ -309,42 +342,43 @@ def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:
     return algorithm
 
 
-def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown: int) -> Solution:
+def _solution(engine: Backend, request: Request, record: Any, shown: int) -> Solution:
     """``shown``: how many of the save times the user asked for."""
     problem = request.problem
     layout = problem.state_layout
     reached = len(record.saved)
-    if request.save_steps or reached < len(request.times):
+    stopped = record.retcode is ReturnCode.Terminated
+    if request.save_steps or stopped or reached < len(request.times):
         times, times_tensor = record.saved, request.times_tensor[:reached]
         if request.save_steps:
             times_tensor = torch.tensor(times, dtype=problem.t.dtype, device=problem.t.device)
             if request.time_gradient:
                 moving = engine.mesh(record, problem.t).to(times_tensor)
                 if not request.algorithm.adaptive:
-                    times_tensor = moving[:reached]
-                elif times[-1] == problem.times[-1]:
+                    times_tensor = torch.cat([moving[: reached - stopped], times_tensor[reached - stopped :]])
+                elif times[-1] == problem.times[-1] and not stopped:
                     times_tensor = torch.cat([moving[:1], times_tensor[1:-1], moving[1:]])
+                elif stopped:
+                    times_tensor = torch.cat([moving[:1], times_tensor[1:]])
+        elif stopped:  # the event was found at a fixed time, which has no gradient yet
+            times_tensor = torch.cat([times_tensor[: reached - 1], times_tensor.new_tensor([record.t])])
     else:
         times, times_tensor = request.times, request.times_tensor
 
     message = "" if record.retcode.successful else failure_message(record.retcode, record.t, record.detail)
     values = connected(engine, record, times, times_tensor, record.values, own_times=request.own_times)
+    if request.watch is not None and stopped:
+        request.watch.state, request.watch.size = values[-1], record.size
+    end_of = functools.partial(end_of_solve, engine, record, times, times_tensor, values)
     running_cost = None
     if problem.cost_layout is not None:
-        if times and times[-1] == record.t:
-            end = values[-1]
-        else:  # the solve failed between two save times
-            at = torch.tensor([record.t], dtype=problem.t.dtype, device=problem.t.device)
-            if taped(record):
-                end = engine.evaluate(record, [record.t], at, False)[0]
-            else:
-                end = connected(engine, record, [record.t], at, record.end[None], own_times=False)[0]
+        end = end_state(engine, record, times, values)
         running_cost = problem.cost_layout.unpack(end[layout.size :])
-        if not request.save_steps:
+        if not request.save_steps and not stopped:
             values, times_tensor = values[:shown], times_tensor[:shown]
     # Torch's tape was there for nothing where nothing has a gradient.
     differentiated = request.differentiable and not (taped(record) and not moves(values))
-    solution = Solution(
+    return Solution(
         ts=times_tensor,
         ys=layout.unpack(values if problem.cost_layout is None else values[..., : layout.size]),
         retcode=record.retcode,
@@ -356,39 +390,8 @@ def _solution(engine: Backend, request: Request, record: Any, throw: bool, shown
         message=message,
         running_cost=running_cost,
         at_steps=request.save_steps,
+        end=end_of,
     )
-    if throw and record.retcode is not ReturnCode.Success:
-        raise SolveError(message, record.retcode, record.t, solution)
-    return solution
-
-
-def _save_times(problem: ODEProblem, saveat: SaveAt | Times | None) -> tuple[SaveAt, Tensor, list[float]]:
-    save = saveat if isinstance(saveat, SaveAt) else SaveAt(ts=saveat)
-    if save.ts is None:
-        return save, problem.t, problem.times
-    if save.steps:
-        raise InputError(
-            explain("SaveAt got ts and steps=True", "one of them", "drop ts to save the ends of the steps, or steps")
-        )
-    tensor, times = check_times("saveat", save.ts)
-    start, end = problem.times[0], problem.times[-1]
-    low, high = min(start, end), max(start, end)
-    # The ends of the span may have been rounded to the dtype of the save times.
-    slack = torch.finfo(tensor.dtype).eps * max(abs(low), abs(high))
-    times = [low if low - slack <= x < low else high if high < x <= high + slack else x for x in times]
-    if len(times) > 1 and (times[1] - times[0]) * (end - start) < 0:
-        raise InputError(
-            explain("saveat runs against t", "save times in the direction of t", "reverse saveat with .flip(0)")
-        )
-    if min(times) < low or max(times) > high:
-        raise InputError(
-            explain(
-                f"saveat goes from {times[0]:.9g} to {times[-1]:.9g}",
-                f"times within the span of t, {start:.9g} to {end:.9g}",
-                "extend t, or drop the save times outside it",
-            )
-        )
-    return save, tensor.to(problem.t.device), times
 
 
 def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """torchdiffeq's functions over pynode's solvers: change one import line.
 
-    from pynode.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense
+    from pynode.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 Arguments, defaults, return values, options and callbacks are torchdiffeq's. What differs:
 
@@ -18,22 +18,25 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
 - Callbacks, ``grid_constructor``, ``step_t`` and ``jump_t`` see the user's time also in the adjoint solve of a problem
   that runs backward in time; torchdiffeq negates it there. ``grid_constructor`` receives the user's own ``func`` and
   ``y0``.
+- Events: see :mod:`pynode.compat.torchdiffeq_events`.
 - Tuple tolerances need no separate ``adjoint_rtol`` and ``adjoint_atol``.
 
-Not offered yet, with an error that says what to use instead: ``odeint_event`` and ``event_fn=``, implicit Runge-Kutta
-and SciPy methods, ``heun3``, and ``perturb`` with the Adams methods.
+Not offered yet, with an error that says what to use instead: implicit Runge-Kutta and SciPy methods, ``heun3``, and
+``perturb`` with the Adams methods.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from pynode.compat.torchdiffeq_events import linked, looks, span, until
 from pynode.compat.torchdiffeq_options import (
     AssertedInputError,
     Settings,
@@ -46,7 +49,8 @@ from pynode.compat.torchdiffeq_options import (
     state_norm,
     tolerance,
 )
-from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.errors import InputError, SolveError, explain
+from pynode.events import Watch
 from pynode.layout import Layout
 from pynode.saveat import SaveAt
 from pynode.sensealg import BacksolveAdjoint, DirectAdjoint, SensitivityAlgorithm
@@ -89,21 +93,26 @@ def odeint(
         Adaptive methods: ``norm, first_step, step_t, jump_t, safety, ifactor, dfactor, min_step, max_step,
         max_num_steps, dtype``. Fixed-step methods: ``step_size, grid_constructor, interp, perturb``;
         Adams methods: ``max_order`` and, implicit, ``max_iters``.
-    event_fn : None
-        Not offered yet.
+    event_fn : callable, optional
+        ``event_fn(t, y)``, a real tensor: the solve ends where the first of its elements changes its sign. ``t`` has
+        two entries then, the second of which gives the direction only.
 
     Returns
     -------
-    tensor (T, *y0.shape), or tuple of them
+    tensor (T, *y0.shape), or tuple of them; with ``event_fn`` the event's time and the states at ``t[0]`` and there,
+    differentiable at that fixed time (see :func:`odeint_event`)
 
     Raises
     ------
     InputError, FieldError, SolveError, UnsupportedError
         See the module's documentation for how they relate to torchdiffeq's.
     """
-    _refuse_events(event_fn)
     t = _checked(y0, t)
     chosen = settings(method, options, func, y0, t)
+    if event_fn is not None:
+        far = span(t, chosen)
+        solved = functools.partial(_solved, func, y0, far, rtol, atol, chosen, DirectAdjoint())
+        return until(lambda watch: solved(watch=watch), event_fn, y0, t, False, looks(chosen))
     if len(t) == 1:
         return _initial(y0)
     return _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint()).ys
@@ -149,7 +158,6 @@ def odeint_adjoint(
         Also if ``func`` is no module and ``adjoint_params`` is not given, or if ``adjoint_options`` cannot be inferred
         for another ``adjoint_method``.
     """
-    _refuse_events(event_fn)
     if adjoint_params is None and not isinstance(func, torch.nn.Module):
         raise InputError(
             explain(
@@ -175,7 +183,7 @@ def odeint_adjoint(
     t = _checked(y0, t)
     chosen = settings(method, options, func, y0, t)
     backward = settings(adjoint_method or method, backward_options, func, y0, t, backward=True)
-    if len(t) == 1:
+    if len(t) == 1 and event_fn is None:
         return _initial(y0)
     with _assertions():
         layout = Layout(y0)
@@ -194,6 +202,9 @@ def odeint_adjoint(
         d_discontinuities=backward.jumps,
         observer=callbacks(func, backward, t, augmented_view(y0, layout, params), "_adjoint"),
     )
+    if event_fn is not None:
+        solved = functools.partial(_solved, func, y0, span(t, chosen), rtol, atol, chosen, sensealg, params)
+        return until(lambda watch: solved(watch=watch), event_fn, y0, t, torch.is_grad_enabled(), looks(chosen))
     return _solved(func, y0, t, rtol, atol, chosen, sensealg, params).ys
 
 
@@ -239,16 +250,29 @@ def odeint_event(
     reverse_time: bool = False,
     odeint_interface: Callable[..., Any] = odeint,
     **kwargs: Any,
-) -> NoReturn:
-    """Not offered yet.
+) -> tuple[Tensor, Any]:
+    """Solve from ``t0`` to the first zero of ``event_fn``, with the gradient of the event's time.
 
-    Raises
-    ------
-    UnsupportedError
-        Always.
+    Parameters
+    ----------
+    t0 : Tensor
+        Initial time, of one element; ``reverse_time`` solves towards smaller ones.
+    event_fn : callable
+        ``event_fn(t, y)``, a real tensor each element of which is a root function.
+    odeint_interface : callable
+        :func:`odeint` or :func:`odeint_adjoint`, or what calls them; receives ``kwargs``.
+
+    Returns
+    -------
+    event_t : Tensor
+        0-dim, of the dtype of ``t0``.
+    solution : tensor (2, *y0.shape), or tuple of them
+        The states at ``t0`` and at the event.
     """
-    _refuse_events(event_fn)
-    raise AssertionError("unreachable")
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    return linked(_Field(func), event_fn, (start[0], y0), event_t, solution)
 
 
 class _Field:
@@ -289,6 +313,7 @@ def _solved(
     sensealg: SensitivityAlgorithm,
     params: Iterable[Tensor] | None = None,
     dense: bool = False,
+    watch: Watch | None = None,
 ) -> Solution:
     with _assertions():
         layout = Layout(y0)
@@ -313,6 +338,7 @@ def _solved(
             tstops=chosen.tstops,
             d_discontinuities=chosen.jumps,
             observer=callbacks(func, chosen, t, layout.unpack),
+            events=watch,
         )
 
 
@@ -375,14 +401,3 @@ def _parameters(func: Any, given: Iterable[Tensor] | None, own_norm: bool) -> li
             stacklevel=3,
         )
     return list({id(p): p for p in wanted}.values())
-
-
-def _refuse_events(event_fn: Any) -> None:
-    if event_fn is not None:
-        raise UnsupportedError(
-            explain(
-                "odeint_event and event_fn= are not offered by pynode.compat.torchdiffeq yet",
-                "a solve between given times",
-                "search the zero of event_fn along odeint_dense(func, y0, t0, t1), or use torchdiffeq for this call",
-            )
-        )

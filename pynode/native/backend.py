@@ -32,6 +32,7 @@ from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate
 from pynode.native.meshes import mesh_of
 from pynode.native.methods import carries, known, stepper_of
 from pynode.native.reversible import REVERSIBLE
+from pynode.native.root_finding import Search
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
@@ -78,6 +79,10 @@ class NativeRecord:
         self.detail = ""
         self.values = torch.empty(0)
         self.saved: list[float] = []
+        #: Where an event ended the solve, the state at the end of the step that holds it.
+        self.last: Tensor | None = None
+        #: Of the step that would have been next.
+        self.size: float | None = None
         #: Under ForwardSensitivity, what the channels behind the state's are.
         self.columns: forward.Columns | None = None
 
@@ -105,8 +110,10 @@ class NativeRecord:
         """Whether a queried time that equals boundary ``n`` is that boundary, also for its gradient."""
         if query.derivative:
             return False
-        if not query.time_gradient or (self.request.save_steps and query.times is self.saved):
+        if not query.time_gradient:
             return True
+        if self.request.save_steps and query.times is self.saved:
+            return n < self.trajectory.steps or self.retcode is not ReturnCode.Terminated
         return not query.own_times and (n == 0 or self._is_last(n) or self._steps_over_t)
 
     @property
@@ -120,7 +127,9 @@ class NativeRecord:
         )
 
     def _is_last(self, n: int) -> bool:
-        return n == self.trajectory.steps and self.trajectory.mesh[n] == self.request.problem.times[-1]
+        # Not so for an event that happens to be there, which is found at a time of its own.
+        at_end = n == self.trajectory.steps and self.retcode is not ReturnCode.Terminated
+        return at_end and self.trajectory.mesh[n] == self.request.problem.times[-1]
 
     def free_boundaries(self, gradient: Tensor) -> Tensor:
         """The part of a gradient of all boundaries that belongs to those which depend on ``t``: the ends of an
@@ -304,7 +313,9 @@ class NativeBackend:
                 recorder = record.pieces = Pieces(saver)
             probed = None if taped or record.columns is not None else request.dependencies
             derivative = None if probed is None else probed.derivative
-            common = {"derivative": derivative, "observer": observer, "clock": clock}
+            watch = request.watch
+            search = None if watch is None else Search(watch, problem)
+            common = {"derivative": derivative, "observer": observer, "clock": clock, "stop": search}
             if mesh is not None:
                 outcome = integrate_fixed(
                     stepper,
@@ -328,6 +339,9 @@ class NativeBackend:
                     self._stepping(request, record.columns),
                     **common,
                 )
+            if watch is not None and outcome.retcode is ReturnCode.Terminated:
+                watch.rate = saver.stop(stepper, outcome.t, watch.tolerance)[: problem.layout.size]
+                record.last = outcome.y.detach()[: problem.layout.size]
             record.values = saver.values() if saver.saved else y0.new_empty(0, y0.numel())
         record.saved = saver.saved
         if not outcome.retcode.successful:
@@ -338,7 +352,8 @@ class NativeBackend:
         if record.columns is not None and outcome.retcode is ReturnCode.InitialFailure:
             record.columns.check_start(stepper.derivative())
         record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
-        record.end = outcome.y.detach()[: problem.layout.size]
+        record.size = outcome.size
+        record.end = (outcome.y if record.last is None else record.values[-1]).detach()[: problem.layout.size]
         if record.columns is not None:
             record.columns.values = record.values
             record.values = record.values[:, : problem.layout.size].clone()  # ys, which the user may write into

@@ -34,6 +34,14 @@ class Nothing:
         return
 
 
+class Stop(Protocol):
+    """What ends a solve before its end: an event."""
+
+    def __call__(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> float | None:
+        """The time within the step that was just accepted at which to stop, or None."""
+        ...
+
+
 class Observer(Protocol):
     """Callbacks around steps (torchdiffeq's ``callback_*``). ``y`` is flat."""
 
@@ -44,7 +52,8 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """How an integration ended: at time ``t`` in state ``y``. ``size``: of the step that an adaptive one would have
+    """How an integration ended: at time ``t`` in state ``y``; where it was stopped, ``y`` is the state at the end of
+    the step that holds ``t``, and the stepper still that step. ``size``: of the step that an adaptive one would have
     tried next."""
 
     retcode: ReturnCode
@@ -90,6 +99,7 @@ def integrate_fixed(
     derivative: Tensor | None = None,
     observer: Observer | None = None,
     clock: Clock | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Step over ``mesh``. ``perturb``: evaluate just inside every step, not only at ``jumps``."""
     if len(mesh) - 1 > max_steps:
@@ -115,6 +125,12 @@ def integrate_fixed(
             return Outcome(ReturnCode.ConvergenceFailure, t, y, failure)
         counts.accepted += 1
         recorder.accept(stepper, t, t1, y, y1)
+        if stop is not None:
+            if not finite(y1):
+                return Outcome(ReturnCode.Unstable, t, y, f"the step from there to t = {t1:.9g} is not finite")
+            at = stop(stepper, t, t1, y, y1)
+            if at is not None:
+                return Outcome(ReturnCode.Terminated, at, y1)
         y = y1
         if i < last:
             end = t1 if clock is None else clock(t1)
@@ -157,6 +173,7 @@ def integrate_adaptive(
     derivative: Tensor | None = None,
     observer: Observer | None = None,
     clock: Clock | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Step from ``t`` to ``t_end`` with steps whose error estimate meets the tolerance.
 
@@ -230,6 +247,9 @@ def integrate_adaptive(
             # back at it cannot go far beyond it.
             size = max(size, proposed if steering is None else min(proposed, 10.0 * abs(t1 - t)))
         size = min(size, stepping.dtmax)
+        at = None if stop is None else stop(stepper, t, t1, y, y1)
+        if at is not None:
+            return Outcome(ReturnCode.Terminated, at, y1, size=size)
         t, y = t1, y1
         if t == target:
             if not stops:

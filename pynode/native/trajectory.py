@@ -267,6 +267,21 @@ class SaveRecorder:
         points = self._times if self._tensor is None else self._tensor.double()
         return [(x - start) / (end - start) for x in points[first:last]]
 
+    def stop(self, stepper: Stepper, at: float, tolerance: float) -> Tensor:
+        """End at time ``at`` of the step that was accepted last: forget what was saved from then on (or less than
+        ``tolerance`` before it), and save the state there instead. Returns its time derivative (n,)."""
+        t, t1 = self.trajectory.mesh[-2:]
+        sign = math.copysign(1.0, t1 - t)
+        kept = [x for x in self.saved if (at - x) * sign > tolerance]
+        rows = [torch.cat(self._chunks)[: len(kept)]] if kept else []
+        start: Any = t if self._clock is None else self._clock(t)
+        end: Any = t1 if self._clock is None else self._clock(t1)
+        theta = (at - start) / (end - start)
+        self._chunks = [*rows, stepper.interpolate([theta])]
+        self.saved = [*kept, at]
+        with torch.no_grad():
+            return stepper.interpolate([theta], True)[0].detach()
+
     def values(self) -> Tensor:
         """Saved states, (m, n), sharing no memory with the trajectory's."""
         return torch.cat(self._chunks)

@@ -659,14 +659,6 @@ def test_methods_not_offered_yet_name_another(method):
             solver(Net(), start(), times(), method=method)
 
 
-def test_events_are_not_offered_yet():
-    for solver in (compat.odeint, compat.odeint_adjoint):
-        with pytest.raises(pynode.UnsupportedError, match="odeint_dense"):
-            solver(Net(), start(), times()[:2], event_fn=lambda t, y: y.sum())
-    with pytest.raises(pynode.UnsupportedError, match="odeint_dense"):
-        compat.odeint_event(Net(), start(), times()[0], event_fn=lambda t, y: y.sum())
-
-
 BAD_CALLS = {
     "method": (ValueError, "Invalid method 'rk5'.*'dopri5'", {"method": "rk5"}),
     "list state": (AssertionError, "y0 is a list", {"y0": [start()]}),

@@ -74,6 +74,8 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
     known: Tensor | None = None
     if record.saved and record.saved[-1] == trajectory.mesh[-1] and trajectory.steps - 1 in at_step:
         known = record.values[-1] if record.values._version == 0 else None  # None where the user wrote into ys
+    if record.last is not None and trajectory.steps - 1 in at_step:
+        known = record.last
     repeatable, first = False, True
     # Not compared: quantities of the steps may be quotients of what rounding alone has left.
     compared = slice(0, problem.layout.size - len(problem.quantities))
