@@ -25,9 +25,11 @@ from pynode.algorithms import (
     Vern9,
     Yoshida6,
 )
+from pynode.batch_solution import BatchSolution, RowCounts
 from pynode.controllers import IController, PIController, PIDController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.per_sample import PerSample
 from pynode.recommend import Recommendation, recommend
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
@@ -58,6 +60,7 @@ __all__ = [
     "Algorithm",
     "AsynchronousLeapfrog",
     "BacksolveAdjoint",
+    "BatchSolution",
     "CheckpointedAdjoint",
     "Counts",
     "CrosscheckReport",
@@ -77,6 +80,7 @@ __all__ = [
     "Midpoint",
     "PIController",
     "PIDController",
+    "PerSample",
     "PynodeError",
     "QuadratureAdjoint",
     "Ralston",
@@ -84,6 +88,7 @@ __all__ = [
     "ReturnCode",
     "ReversibleAdjoint",
     "ReversibleHeun",
+    "RowCounts",
     "SaveAt",
     "SensitivityAlgorithm",
     "Solution",

@@ -16,6 +16,7 @@ from pynode.choosing import choose
 from pynode.controllers import IController, PIDController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.graph_break import eager
+from pynode.per_sample import whole
 from pynode.problem import ODEProblem, check_times
 from pynode.queries import connected, queried, taped
 from pynode.running_cost import StateObserver
@@ -73,6 +74,7 @@ def solve(
     compile: bool | str = False,
     running_cost: Callable[..., Any] | None = None,
     cost_in_norm: bool = False,
+    batching: str = "joint",
 ) -> Solution:
     """Solve ``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``.
 
@@ -145,10 +147,21 @@ def solve(
     cost_in_norm : bool
         The cost counts in the error norm like a part of the state ``(y, cost)``, under the tightest of the tolerances
         where these are tensors. By default it does not: the steps are those of the solve without it.
+    batching : "joint" or "independent"
+        ``"joint"`` integrates the whole state in common steps. ``"independent"`` treats dimension 0 of every leaf of
+        the state as rows, each with its own steps, error control and outcome, and with its own times where ``t`` (or
+        ``saveat``) is (B, T): strictly monotone in each row, in its own direction, padded at the end by NaN or by the
+        last time again; or a nested (jagged) tensor, or a list of 1-D tensors. ``f`` is called with the rows that are
+        still running: ``y`` (b, ...), and ``t`` of shape (b, 1, ..., 1), which broadcasts against a state of one
+        tensor, or (b,) beside a tree of tensors. What ``f`` needs of every row goes through
+        ``args=(PerSample(x),)``. ``rtol`` and ``atol`` may have an entry per element of a row, ``norm`` is that of one
+        row, ``max_steps`` counts in each. Adaptive explicit Runge-Kutta methods of the torch backend only; gradients
+        by ``CheckpointedAdjoint()`` (the default) or ``DirectAdjoint()``.
 
     Returns
     -------
     Solution
+        Under ``batching="independent"`` a :class:`pynode.BatchSolution`, with ``retcodes`` and ``row_stats``.
 
     Raises
     ------
@@ -165,6 +178,18 @@ def solve(
         samples of a ``vmap``.
     """
     engine = backend_from_name(backend)
+    if batching == "independent":
+        return _independent(
+            *(f, y0, t, args, as_algorithm(algorithm, backend), rtol, atol, sensealg, backend, saveat, controller),
+            *(max_steps, throw, params, allow_unused, norm, dt0, dtmin, dtmax, force_dtmin, tstops),
+            d_discontinuities=len(d_discontinuities),
+            observer=observer,
+            compile=compile,
+            running_cost=running_cost,
+        )
+    if batching != "joint":
+        raise InputError(explain(f"batching = {batching!r}", "'joint' or 'independent'", "use batching='joint'"))
+    args = whole(args) if isinstance(args, tuple) else args
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
@@ -188,8 +213,7 @@ def solve(
         _check_tolerances(problem, rtol, atol)
         rtol, atol = problem.tolerance(rtol), problem.tolerance(atol)
     _check_steps(max_steps, dt0, dtmin, dtmax)
-    if controller is not None and not isinstance(controller, PIDController):
-        raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
+    _check_controller(controller)
 
     if compile not in (False, "step"):
         raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
@@ -264,6 +288,55 @@ def solve(
     with problem.autocast():
         record = engine.solve(request)
     return _solution(engine, request, record, throw, shown)
+
+
+def _independent(
+    f: Any,
+    y0: Any,
+    t: Any,
+    args: Any,
+    algorithm: Algorithm,
+    rtol: Any,
+    atol: Any,
+    sensealg: Any,
+    backend: str,
+    saveat: Any,
+    controller: Any,
+    max_steps: int,
+    throw: bool,
+    params: Any,
+    allow_unused: bool,
+    norm: Any,
+    dt0: float | None,
+    dtmin: float,
+    dtmax: float,
+    force_dtmin: bool,
+    tstops: Any,
+    **unsupported: Any,
+) -> Solution:
+    """:func:`solve` under ``batching="independent"``."""
+    from pynode.native.independent.front import check_options, solve_rows
+    from pynode.native.independent.problem import RowProblem
+
+    sensealg = None if sensealg is None else as_sensealg(sensealg)
+    check_options(backend, algorithm, sensealg, **unsupported)
+    problem = RowProblem(f, y0, t, args)
+    _check_tolerances(problem, rtol, atol)
+    _check_steps(max_steps, dt0, dtmin, dtmax)
+    _check_controller(controller)
+    stepping = {
+        **{"rtol": rtol, "atol": atol, "norm": norm, "max_steps": max_steps, "dt0": dt0, "dtmin": dtmin},
+        **{"dtmax": dtmax, "force_dtmin": force_dtmin},
+    }
+    return solve_rows(
+        *(problem, algorithm, sensealg, saveat, controller, params, allow_unused, throw),
+        *(_floats("tstops", tstops), stepping),
+    )
+
+
+def _check_controller(controller: Any) -> None:
+    if controller is not None and not isinstance(controller, PIDController):
+        raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
 
 
 def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:
@@ -402,7 +475,7 @@ def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | T
     unit = torch.finfo(problem.layout.dtype).eps / 2
     if least >= unit:
         return
-    size = problem.y0.detach()[: problem.state_layout.size].abs()
+    size = problem.y0.detach()[..., : problem.state_layout.size].abs()
     tolerance = size * rtol + atol
     if any_true(tolerance < unit * size) or any_true(tolerance == 0):
         wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"
