@@ -94,8 +94,8 @@ class RowField:
 
     def time(self, t: Any) -> Tensor:
         """Times (b,), an array or a tensor, as ``f`` receives them."""
-        t = torch.as_tensor(t)
-        return t.to(device=self.layout.device, dtype=self.layout.dtype).reshape(-1, *self.layout.time_shape)
+        times: Tensor = torch.as_tensor(t).to(device=self.layout.device, dtype=self.layout.dtype)
+        return times.reshape(-1, *self.layout.time_shape)
 
     def check_pure(self, t: Tensor, flat: Tensor) -> Tensor:
         """Call the field once and raise FieldError if it wrote into its input."""

@@ -100,12 +100,11 @@ def solve_rows(
     stats = Stats()
     differentiable = torch.is_grad_enabled() and problem.rows.batch > 0
     dependencies = None
-    if differentiable:
-        if not isinstance(sensealg, DirectAdjoint):
-            with problem.autocast():
-                dependencies = Dependencies(problem, stats.forward, params, allow_unused)
-            inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
-            differentiable = any(x.requires_grad for x in inputs)
+    if differentiable and not isinstance(sensealg, DirectAdjoint):  # torch's tape finds that by itself
+        with problem.autocast():
+            dependencies = Dependencies(problem, stats.forward, params, allow_unused)
+        inputs = (problem.y0, problem.t, times_tensor, *dependencies.arguments, *dependencies.parameters)
+        differentiable = any(x.requires_grad for x in inputs)
     request = RowRequest(
         problem=problem,
         rows=problem,
@@ -147,7 +146,7 @@ def _solution(record: RowRecord, series: RowTimes, throw: bool) -> BatchSolution
     solution = BatchSolution(
         ts=tensor if series.shared else tensor.t(),
         ys=problem.rows.unpack(values),
-        retcode=record.retcode,
+        retcode=record.outcome(),
         stats=request.stats,
         algorithm=request.algorithm,
         sensealg=request.sensealg if request.differentiable and values.requires_grad else None,
@@ -159,7 +158,7 @@ def _solution(record: RowRecord, series: RowTimes, throw: bool) -> BatchSolution
     )
     if throw and message:
         first = int((record.codes != SUCCESS).argmax())
-        raise SolveError(message, record.retcode, float(record.reached[first]), solution)
+        raise SolveError(message, record.outcome(), float(record.reached[first]), solution)
     return solution
 
 
@@ -214,13 +213,15 @@ def _message(record: RowRecord, retcodes: list[ReturnCode], shown: int = 3) -> s
 
 _DETAILS: dict[ReturnCode, Callable[[RowRecord, Any], str]] = {
     ReturnCode.InitialFailure: lambda record, row: "f(t0, y0) has a NaN or an infinity",
-    ReturnCode.MaxIters: lambda record, row: f"max_steps = {record.request.max_steps} attempted steps, the last of "
-    f"{record.size[row]:.3g}",
-    ReturnCode.Unstable: lambda record, row: "f is not finite there"
-    if record.at_fault[row]
-    else "f is finite there, but not just ahead",
-    ReturnCode.DtLessThanMin: lambda record, row: f"|dt| = {record.size[row]:.3g}; the error was "
-    f"{record.ratio[row]:.3g} times the tolerance",
+    ReturnCode.MaxIters: lambda record, row: (
+        f"max_steps = {record.request.max_steps} attempted steps, the last of {record.size[row]:.3g}"
+    ),
+    ReturnCode.Unstable: lambda record, row: (
+        "f is not finite there" if record.at_fault[row] else "f is finite there, but not just ahead"
+    ),
+    ReturnCode.DtLessThanMin: lambda record, row: (
+        f"|dt| = {record.size[row]:.3g}; the error was {record.ratio[row]:.3g} times the tolerance"
+    ),
 }
 
 

@@ -78,13 +78,14 @@ class RowLayout:
         FieldError
             If it is not a tree of tensors of the state's shapes, dtypes and device.
         """
-        if self._plain and type(derivative) is Tensor:
-            if (
-                derivative.shape == (rows, self.size)
-                and derivative.dtype is self.dtype
-                and derivative.device == self.device
-            ):
-                return derivative
+        if (
+            self._plain
+            and type(derivative) is Tensor
+            and derivative.shape == (rows, self.size)
+            and derivative.dtype is self.dtype
+            and derivative.device == self.device
+        ):
+            return derivative
         leaves = list(_branches(self.row.template, derivative, "y"))
         for index, leaf in enumerate(leaves):
             self._check(index, leaf, rows)

@@ -47,7 +47,7 @@ class _Loop:
         self.request = record.request
         self.counts = self.request.stats.forward
         self.norm = RowNorm(self.request.rtol, self.request.atol, self.request.norm, record.problem.rows)
-        running.following[:] = record.saved[running.ids]
+        running.following[:] = record.passed[running.ids]
         running.upcoming[:] = saver.upcoming(running.ids, running.following)
         self._stops = np.unique(np.array(self.request.tstops, dtype=np.float64))
         self._aim(np.arange(len(running)))
@@ -70,9 +70,7 @@ class _Loop:
             return
         stops = self._stops
         t, end, forward = running.t[places], running.end[places], running.sign[places] > 0
-        after = np.where(
-            forward, np.searchsorted(stops, t, side="right"), np.searchsorted(stops, t, side="left") - 1
-        )
+        after = np.where(forward, np.searchsorted(stops, t, side="right"), np.searchsorted(stops, t, side="left") - 1)
         there = (after >= 0) & (after < len(stops))
         stop = stops[np.clip(after, 0, len(stops) - 1)]
         before_end = np.where(forward, stop < end, stop > end)
@@ -229,7 +227,7 @@ class _Loop:
         ids = running.ids[leaving]
         record.codes[ids] = CODES.index(code) if isinstance(code, ReturnCode) else code[leaving]
         record.reached[ids], record.size[ids] = running.t[leaving], running.size[leaving]
-        record.ratio[ids], record.saved[ids] = running.ratio[leaving], running.following[leaving]
+        record.ratio[ids], record.passed[ids] = running.ratio[leaving], running.following[leaving]
         record.accepted[ids], record.rejected[ids] = running.accepted[leaving], running.rejected[leaving]
         record.nfe[ids] += self._nfe
         if at_fault is not None:

@@ -28,9 +28,7 @@ class RowNorm:
     layout : RowLayout
     """
 
-    def __init__(
-        self, rtol: Tolerance, atol: Tolerance, norm: Callable[[Any], Any] | None, layout: RowLayout
-    ) -> None:
+    def __init__(self, rtol: Tolerance, atol: Tolerance, norm: Callable[[Any], Any] | None, layout: RowLayout) -> None:
         like = torch.empty(0, dtype=layout.dtype, device=layout.device)
         self._rtol, self._atol = _operand(rtol, like), _operand(atol, like)
         tiny = torch.finfo(layout.dtype).tiny
@@ -53,7 +51,8 @@ class RowNorm:
         if self._norm is None:
             # In float64, where the squares of large float32 ratios do not overflow.
             norms = torch.linalg.vector_norm(ratios, dim=-1, dtype=torch.float64)
-            return norms.cpu().numpy() / self._root
+            found: Floats = norms.cpu().numpy() / self._root
+            return found
         own: Tensor = self._norm(ratios)
         return own.to("cpu", torch.float64).numpy()
 

@@ -65,7 +65,7 @@ class RowRecord:
         Whether ``f`` was not finite at the time reached itself.
     values : Tensor (M, B, n)
         States at the save times, NaN where they were not reached.
-    saved : ndarray (B,)
+    passed : ndarray (B,)
         How many of its save times each row reached.
     ends : Tensor (B, n)
         The states where the rows ended.
@@ -82,15 +82,14 @@ class RowRecord:
         self.size, self.ratio = np.full(batch, np.nan), np.full(batch, np.nan)
         self.at_fault = np.zeros(batch, dtype=np.bool_)
         self.values = torch.empty(0)
-        self.saved_times = request.save_values
-        self.saved = np.zeros(batch, dtype=np.int64)
+        self.passed = np.zeros(batch, dtype=np.int64)
         self.ends = problem.y0.detach().clone()
         self.nfe, self.accepted, self.rejected = (np.zeros(batch, dtype=np.int64) for _ in range(3))
         # What the rest of pynode asks every record.
-        self.t, self.end, self.detail = 0.0, self.ends, ""
+        self.t, self.end, self.detail, self.saved = 0.0, self.ends, "", list[float]()
+        self.retcode = ReturnCode.Success
 
-    @property
-    def retcode(self) -> ReturnCode:
+    def outcome(self) -> ReturnCode:
         """Success, or that of the first row that failed."""
         failed = np.flatnonzero(self.codes != SUCCESS)
         return CODES[self.codes[failed[0]]] if len(failed) else ReturnCode.Success
@@ -111,4 +110,5 @@ class RowRecord:
             return boundary
         if own_times:
             return np.zeros_like(boundary)
-        return boundary & (ends == self.problem.row_times.ends[ids])
+        boundary &= ends == self.problem.row_times.ends[ids]
+        return boundary

@@ -48,7 +48,7 @@ class Saver:
             at_start &= (starts == ends)[:, None]  # elsewhere they have a gradient of their own
         rows, columns = np.nonzero(at_start)
         self._put(columns, rows, y0.index_select(0, record.rows(rows)))
-        record.saved += at_start.sum(axis=1)
+        record.passed += at_start.sum(axis=1)
 
     def upcoming(self, ids: Indices, following: Indices) -> Floats:
         """The next save time of rows, signed by their direction."""
@@ -107,8 +107,8 @@ class Saver:
                 record.tableau, field, torch.from_numpy(t[rows]).to(k.device), torch.from_numpy(t1[rows]).to(k.device),
                 start, stages, k.all,
             )  # fmt: skip
-        h = t1 - t
-        thetas = torch.from_numpy((times - t[places]) / h[places]).to(k.device)
+        thetas = torch.from_numpy((times - t[places]) / (t1 - t)[places]).to(k.device)
+        h = torch.from_numpy((t1 - t)[rows]).to(k.device)
         found = interpolated(record.tableau, stages, start, h, record.rows(at), thetas, False)
         self._put(columns, ids[places], found)
         return last

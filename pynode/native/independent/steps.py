@@ -94,9 +94,7 @@ class RowRungeKutta:
         return list(self._stages.index_select(1, places).unbind())
 
 
-def step(
-    tableau: Tableau, field: RowField, t: Tensor, t1: Tensor, y: Tensor
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def step(tableau: Tableau, field: RowField, t: Tensor, t1: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
     """A step of every row in functional operations, for autograd and for what is repeated.
 
     Parameters
