@@ -27,7 +27,7 @@ def check_controller(controller: PIDController) -> None:
 
 def propose(
     controller: PIDController, ratio: Floats, order: int, first: Floats, second: Floats
-) -> tuple[Bools, Floats, Floats, Floats]:
+) -> tuple[Bools, Floats]:
     """:meth:`pynode.controllers.PIDController.propose` for every row.
 
     Parameters
@@ -38,22 +38,26 @@ def propose(
     order : int
         Of the error estimate.
     first, second : ndarray (b,)
-        Reciprocal ratios of the last two accepted steps.
+        Reciprocal ratios of the last two accepted steps, which become those of the next step.
 
     Returns
     -------
-    accepted, factor, first, second : ndarray (b,)
+    accepted, factor : ndarray (b,)
     """
     accepted = ratio <= 1.0
     p, i, d = controller.pcoeff / order, controller.icoeff / order, controller.dcoeff / order
     reciprocal = 1.0 / np.maximum(ratio, 1e-10)
-    factor = controller.safety * reciprocal ** (p + i + d)
+    factor = reciprocal ** (p + i + d)
+    factor *= controller.safety
     if p or d:
         factor *= first ** -(p + 2 * d) * second**d
-        first, second = np.where(accepted, reciprocal, first), np.where(accepted, first, second)
+        second[:] = np.where(accepted, first, second)
+        first[:] = np.where(accepted, reciprocal, first)
     # fmax and fmin pass over the NaN of a ratio that is none: the step shrinks as far as it may.
+    if accepted.all():
+        return accepted, np.minimum(np.maximum(factor, 1.0), controller.factormax)
     factor = np.fmax(factor, np.where(accepted, 1.0, controller.factormin))
-    return accepted, np.fmin(factor, np.where(accepted, controller.factormax, controller.safety)), first, second
+    return accepted, np.fmin(factor, np.where(accepted, controller.factormax, controller.safety))
 
 
 def initial_steps(d0: Floats, d1: Floats, span: Floats) -> Floats:

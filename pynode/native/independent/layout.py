@@ -58,13 +58,13 @@ class RowLayout:
         self.is_tensor = self.row.is_tensor
         shape = self.row.shapes[0]
         #: A state of one real tensor (B, n) is the matrix itself.
-        self._plain = self.is_tensor and self.row.is_real and len(shape) == 1
+        self.plain = self.is_tensor and self.row.is_real and len(shape) == 1
         #: Shape behind the rows of the time that ``f`` receives: ones that broadcast against the state's.
         self.time_shape = (1,) * len(shape) if self.is_tensor else ()
 
     def unpack(self, flat: Tensor) -> Tree:
         """The tree of a matrix (b, n), or of (m, b, n) with both leading dimensions; views where possible."""
-        return flat if self._plain else self.row.unpack(flat)
+        return flat if self.plain else self.row.unpack(flat)
 
     def pack(self, tree: Tree) -> Tensor:
         """The matrix (B, n) of a tree of the state's form."""
@@ -79,7 +79,7 @@ class RowLayout:
             If it is not a tree of tensors of the state's shapes, dtypes and device.
         """
         if (
-            self._plain
+            self.plain
             and type(derivative) is Tensor
             and derivative.shape == (rows, self.size)
             and derivative.dtype is self.dtype

@@ -51,7 +51,8 @@ class RowNorm:
         if self._norm is None:
             # In float64, where the squares of large float32 ratios do not overflow.
             norms = torch.linalg.vector_norm(ratios, dim=-1, dtype=torch.float64)
-            found: Floats = norms.cpu().numpy() / self._root
+            found: Floats = norms.cpu().numpy()
+            found /= self._root
             return found
         own: Tensor = self._norm(ratios)
         return own.to("cpu", torch.float64).numpy()

@@ -37,7 +37,8 @@ class Saver:
         own = times * sign[:1, None] if common else times * sign[:, None]
         own = np.where(np.isnan(own), np.inf, own)
         self._ahead = np.concatenate([own, np.full((len(own), 1), np.inf)], axis=1)
-        self._common = common
+        self._common, self._sign = common, sign
+        self._ends = problem.row_times.ends * sign
 
     def start(self, starts: Floats, ends: Floats, y0: Tensor) -> None:
         """Save the initial states: of rows of zero length at all their times."""
@@ -63,16 +64,16 @@ class Saver:
         following: Indices,
         t: Floats,
         t1: Floats,
-        sign: Floats,
         y: Tensor,
         y1: Tensor,
     ) -> Indices:
-        """Save what rows at places ``hit`` pass in the step just attempted, from ``t`` and ``y`` to ``t1`` and ``y1``.
+        """Save what rows at places ``hit`` pass in the step just attempted, from ``t`` and ``y`` to ``t1`` and ``y1``,
+        times being multiplied by the rows' direction.
 
         Returns the numbers of save times that they have then passed.
         """
         record, request = self._record, self._record.request
-        limit = (sign * t1)[hit]
+        limit = t1[hit]
         first = following[hit]
         own = ids[hit]
         if self._common:
@@ -87,8 +88,10 @@ class Saver:
         pairs = np.repeat(np.arange(len(hit)), count)
         columns = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count - first, count)
         places = hit[pairs]
-        times = self._times[0 if len(self._times) == 1 else own[pairs], columns]
-        plain = record.is_boundary(times, t1[places], own[pairs], request.own_times, self._moving)
+        times = self._ahead[0 if self._common else own[pairs], columns]
+        plain = times == t1[places]
+        if self._moving:
+            plain &= (not request.own_times) & (t1[places] == self._ends[own[pairs]])
         if plain.all():
             self._put(columns, own[pairs], y1.index_select(0, record.rows(places)))
             return last
@@ -104,8 +107,12 @@ class Saver:
             field = record.problem.field_of(record.rows(ids[rows]), request.stats.forward)
             record.nfe[ids[rows]] += k.all - k.main
             extend(
-                record.tableau, field, torch.from_numpy(t[rows]).to(k.device), torch.from_numpy(t1[rows]).to(k.device),
-                start, stages, k.all,
+                record.tableau,
+                field,
+                *(torch.from_numpy((x * self._sign[ids])[rows]).to(k.device) for x in (t, t1)),
+                start,
+                stages,
+                k.all,
             )  # fmt: skip
         thetas = torch.from_numpy((times - t[places]) / (t1 - t)[places]).to(k.device)
         h = torch.from_numpy((t1 - t)[rows]).to(k.device)

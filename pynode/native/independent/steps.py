@@ -38,6 +38,7 @@ class RowRungeKutta:
         self.fsal, self.error_order = tableau.fsal, tableau.error_order or tableau.order
         self._storage = torch.empty(k.main * rows * layout.size, dtype=layout.dtype, device=layout.device)
         self._errors = torch.stack(k.error)
+        self._estimates = len(k.error)
         self._size = layout.size
         self._c = np.array(tableau.c)[:, None]
         self._at_end = [i for i, c in enumerate(tableau.c) if c == 1.0]
@@ -50,11 +51,13 @@ class RowRungeKutta:
         self._stages = used.view(k.main, rows, n)
         self._slots = self._stages.unbind()
         flat = used.view(k.main, rows * n)
-        self._prefix = [flat[:i].t() for i in range(k.main + 1)]
+        self._prefix = [self._storage.as_strided((rows * n, i), (1, rows * n)) for i in range(k.main + 1)]
         self._flat = flat
 
-    def attempt(self, field: RowField, t: Floats, t1: Floats, y: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of every row, from ``t`` to ``t1`` (b,) and ``y`` (b, n), ``f`` there being ``k1``.
+    def attempt(
+        self, field: RowField, t: Floats, t1: Floats, h: Floats, y: Tensor, k1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of every row, from ``t`` to ``t1 = t + h`` (b,) and ``y`` (b, n), ``f`` there being ``k1``.
 
         Returns
         -------
@@ -64,7 +67,6 @@ class RowRungeKutta:
         """
         k, prefix, slots = self.coefficients, self._prefix, self._slots
         rows = y.shape[0]
-        h = t1 - t
         numbers = np.empty((k.main, rows))
         np.multiply(self._c, h, out=numbers)
         numbers += t
@@ -74,20 +76,27 @@ class RowRungeKutta:
         on_device = torch.from_numpy(numbers).to(device=k.device, dtype=k.dtype)
         times = on_device.view(k.main, rows, *field.layout.time_shape).unbind()
         sizes = on_device[0].view(rows, 1)
-        flat, shape = y.view(-1), (rows, self._size)
-        torch.mul(k1, sizes, out=slots[0])
-        state = last = y
+        flat, shape = y.view(-1), y.shape
         addmv, mul, weights = torch.addmv, torch.mul, k.a
+        mul(k1, sizes, out=slots[0])
+        state = last = y
+        # This loop is most of the cost beside f: one combination, one view and one product per stage.
+        layout, f, args = field.layout, field.f, field.args
+        plain, dtype, device = layout.plain, layout.dtype, layout.device
         for i in range(1, k.main):
             state = addmv(flat, prefix[i], weights[i]).view(shape)
-            last = field(times[i], state)
+            last = f(times[i], state if plain else layout.unpack(state), *args)
+            if not (
+                plain and type(last) is Tensor and last.shape == shape and last.dtype is dtype and last.device == device
+            ):
+                last = layout.pack_derivative(last, rows)
             mul(last, sizes, out=slots[i])
+        field.counts.nfe += k.main - 1
         return (state if self.fsal else addmv(flat, prefix[k.main], k.b).view(shape)), last
 
     def errors(self, y1: Tensor) -> Tensor:
-        """Error estimates (e, b, n) of the last attempt; not finite where ``y1`` is not."""
-        errors = (self._errors @ self._flat).view(-1, *y1.shape)
-        return torch.add(errors, y1, alpha=0.0)
+        """Error estimates (e, b, n) of the last attempt, which ended in ``y1``."""
+        return torch.mm(self._errors, self._flat).view(self._estimates, *y1.shape)
 
     def stages(self, places: Tensor) -> list[Tensor]:
         """Main stages of the last attempt of some rows, times their step sizes."""
