@@ -200,7 +200,8 @@ class RowAdjoint:
         self, ids: Indices, t: Floats, t1: Floats, at: Indices, columns: Indices, gradients: Sequence[Tensor | None]
     ) -> None:
         """Add gradients of the ends of steps, where they are those of the row, and of save times within."""
-        assert self.span_gradient is not None and self.times_gradient is not None
+        assert self.span_gradient is not None
+        assert self.times_gradient is not None
         ended = (self.record.codes == SUCCESS)[ids] & (t1 == self.ends[ids])
         for side, mask, gradient in ((0, t == self.starts[ids], gradients[0]), (1, ended, gradients[1])):
             if gradient is not None and mask.any():

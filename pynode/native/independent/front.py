@@ -151,7 +151,7 @@ def _solution(record: RowRecord, series: RowTimes, throw: bool) -> BatchSolution
         algorithm=request.algorithm,
         sensealg=request.sensealg if request.differentiable and values.requires_grad else None,
         evaluate=functools.partial(_queried, record),
-        span=(torch.from_numpy(problem.row_times.starts), torch.from_numpy(record.reached.copy())),
+        span=(torch.from_numpy(problem.row_times.starts.copy()), torch.from_numpy(record.reached.copy())),
         message=message,
         retcodes=retcodes,
         row_stats=RowCounts(*(torch.from_numpy(x) for x in (record.nfe, record.accepted, record.rejected))),
