@@ -273,9 +273,7 @@ def test_a_batch_of_a_million_rows_in_little_memory():
     rate = torch.linspace(0.1, 1.0, count, dtype=F64)
     y0, t = torch.ones(count, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sol = solve(
-        lambda t, y, k: -k * y, y0, t, PerSample(rate), rtol=1e-3, atol=1e-4, saveat=pynode.SaveAt(dense=False)
-    )
+    sol = solve(lambda t, y, k: -k * y, y0, t, PerSample(rate), rtol=1e-3, atol=1e-4, saveat=pynode.SaveAt(dense=False))
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     torch.testing.assert_close(sol.ys[-1], torch.exp(-rate), rtol=1e-3, atol=1e-3)
     assert grown < 80 * 8 * count
