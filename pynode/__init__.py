@@ -48,10 +48,12 @@ from pynode.algorithms import (
     Vern9,
     Yoshida6,
 )
+from pynode.batch_solution import BatchSolution, RowCounts
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
 from pynode.events import Event, Firing
+from pynode.per_sample import PerSample
 from pynode.recommend import Recommendation, recommend
 from pynode.saveat import SaveAt
 from pynode.sensealg import (
@@ -94,6 +96,7 @@ __all__ = [
     "Algorithm",
     "AsynchronousLeapfrog",
     "BacksolveAdjoint",
+    "BatchSolution",
     "CheckpointedAdjoint",
     "Counts",
     "CrosscheckReport",
@@ -121,6 +124,7 @@ __all__ = [
     "Midpoint",
     "PIController",
     "PIDController",
+    "PerSample",
     "PredictiveController",
     "PynodeError",
     "QuadratureAdjoint",
@@ -133,6 +137,7 @@ __all__ = [
     "Rodas4",
     "Rodas5P",
     "Rosenbrock23",
+    "RowCounts",
     "SaveAt",
     "SensitivityAlgorithm",
     "Solution",

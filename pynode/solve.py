@@ -18,6 +18,8 @@ from pynode.ending import end_of_solve, end_state
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
 from pynode.graph_break import eager
+from pynode.native.independent.front import in_rows
+from pynode.per_sample import whole
 from pynode.problem import ODEProblem
 from pynode.progress import with_progress
 from pynode.queries import connected, queried, taped
@@ -34,13 +36,10 @@ from pynode.sensealg import (
     as_sensealg,
 )
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
+from pynode.solve_options import check_controller, check_steps, check_tolerances, floats
 from pynode.step_quantity import refuse_step_quantities
 from pynode.transforms import (
-    any_true,
-    check_common,
     moves,
-    number,
-    numbers,
     refuse_tangents,
     refuse_transform,
     transformed,
@@ -81,6 +80,7 @@ def solve(
     cost_in_norm: bool = False,
     jac: Callable[..., Any] | None = None,
     mass_matrix: Tensor | None = None,
+    batching: str = "joint",
 ) -> Solution:
     """Solve ``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``.
 
@@ -174,10 +174,21 @@ def solve(
         The constant matrix of ``M dy/dt = f(t, y, *args)``, of the state's real dtype, for the implicit methods that
         allow one. Where it is singular this is a differential-algebraic problem, which must be of index 1, and ``y0``
         must satisfy its algebraic equations. The torch backend only; no gradient with respect to it.
+    batching : "joint" or "independent"
+        ``"joint"`` integrates the whole state in common steps. ``"independent"`` treats dimension 0 of every leaf of
+        the state as rows, each with its own steps, error control and outcome, and with its own times where ``t`` (or
+        ``saveat``) is (B, T): strictly monotone in each row, in its own direction, padded at the end by NaN or by the
+        last time again; or a nested (jagged) tensor, or a list of 1-D tensors. ``f`` is called with the rows that are
+        still running: ``y`` (b, ...), and ``t`` of shape (b, 1, ..., 1), which broadcasts against a state of one
+        tensor, or (b,) beside a tree of tensors. What ``f`` needs of every row goes through
+        ``args=(PerSample(x),)``. ``rtol`` and ``atol`` may have an entry per element of a row, ``norm`` is that of one
+        row, ``max_steps`` counts in each. Adaptive explicit Runge-Kutta methods of the torch backend only; gradients
+        by ``CheckpointedAdjoint()`` (the default) or ``DirectAdjoint()``.
 
     Returns
     -------
     Solution
+        Under ``batching="independent"`` a :class:`pynode.BatchSolution`, with ``retcodes`` and ``row_stats``.
 
     Raises
     ------
@@ -196,6 +207,8 @@ def solve(
     if params is not None and not isinstance(params, list | tuple):
         params = list(params)  # asked for again by every solve between two events
     options = {name: value for name, value in locals().items() if name not in ("y0", "t")}
+    if batching != "joint":
+        return in_rows(y0, t, {**options, "algorithm": as_algorithm(algorithm, backend)})
     if progress:
         return with_progress(solve, y0, t, options)
     if events is not None and not isinstance(events, Watch):
@@ -209,6 +222,7 @@ def solve(
                 "drop it, or solve with backend='torch' and an implicit method such as RadauIIA5()",
             )
         )
+    args = whole(args) if isinstance(args, tuple) else args
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
@@ -230,11 +244,10 @@ def solve(
             explain(f"backend {backend!r} does not offer {missing}", "a combination it offers", "choose another")
         )
     if algorithm.adaptive:
-        _check_tolerances(problem, rtol, atol)
+        check_tolerances(problem, rtol, atol)
         rtol, atol = problem.tolerance(rtol), problem.tolerance(atol)
-    _check_steps(max_steps, dt0, dtmin, dtmax)
-    if controller is not None and not isinstance(controller, PIDController):
-        raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
+    check_steps(max_steps, dt0, dtmin, dtmax)
+    check_controller(controller)
 
     if compile not in (False, "step"):
         raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
@@ -263,7 +276,7 @@ def solve(
     if observer is not None and problem.cost_layout is not None:
         observer = StateObserver(observer, problem.state_layout.size)
     stats = Stats() if events is None or events.stats is None else events.stats
-    jumps = frozenset(_floats("d_discontinuities", d_discontinuities))
+    jumps = frozenset(floats("d_discontinuities", d_discontinuities))
     start, end = problem.times[0], problem.times[-1]
     jump = math.copysign(math.inf, end - start) if start in jumps or getattr(algorithm, "perturb", False) else 0.0
     dependencies = None
@@ -296,7 +309,7 @@ def solve(
         dtmin=dtmin,
         dtmax=dtmax,
         force_dtmin=force_dtmin,
-        tstops=_floats("tstops", tstops),
+        tstops=floats("tstops", tstops),
         jumps=jumps,
         times=times,
         times_tensor=times_tensor,
@@ -392,62 +405,3 @@ def _solution(engine: Backend, request: Request, record: Any, shown: int) -> Sol
         at_steps=request.save_steps,
         end=end_of,
     )
-
-
-def _floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    listed = numbers(name, values.reshape(-1)) if isinstance(values, Tensor) else [float(x) for x in values]
-    if not all(math.isfinite(x) for x in listed):
-        raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
-    return tuple(listed)
-
-
-def _check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | Tensor) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if isinstance(value, Tensor):
-            if value.ndim > 1 or value.numel() not in (1, problem.state_layout.size):
-                raise InputError(
-                    explain(
-                        f"{name} has shape {tuple(value.shape)}",
-                        f"a float or a 1-D tensor with one entry per element of the flattened state, "
-                        f"{problem.state_layout.size}",
-                        "give one number",
-                    )
-                )
-            check_common(name, value)
-            low, high = -number(-value.min()), number(value.max())
-        else:
-            low = high = value
-            if not isinstance(value, int | float):
-                raise InputError(
-                    explain(f"{name} = {value!r}", "a number or a 1-D tensor", f"give a positive {name} such as 1e-6")
-                )
-        if not (low >= 0 and high < math.inf):
-            raise InputError(explain(f"{name} = {low}", "a finite number >= 0", f"give a positive {name} such as 1e-6"))
-    # Scalars pay nothing for this check unless rtol is below the unit roundoff.
-    least = number(rtol.min()) if isinstance(rtol, Tensor) else rtol
-    unit = torch.finfo(problem.layout.dtype).eps / 2
-    if least >= unit:
-        return
-    size = problem.y0.detach()[: problem.state_layout.size].abs()
-    tolerance = size * rtol + atol
-    if any_true(tolerance < unit * size) or any_true(tolerance == 0):
-        wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"
-        raise InputError(
-            explain(
-                f"rtol = {least:.3g} with this atol asks for less than {problem.layout.dtype} can hold "
-                f"at the size of y0",
-                f"atol + rtol * |y0| of at least {unit:.3g} * |y0|",
-                f"raise rtol to {4 * unit:.0e} or more{wider}",
-            )
-        )
-
-
-def _check_steps(max_steps: int, dt0: float | None, dtmin: float, dtmax: float) -> None:
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise InputError(explain(f"max_steps = {max_steps!r}", "an integer >= 1", "give the largest number of steps"))
-    if dt0 is not None and not 0 < dt0 < math.inf:
-        raise InputError(explain(f"dt0 = {dt0}", "a positive magnitude", "drop the sign: the direction follows t"))
-    if not 0 <= dtmin <= dtmax or dtmax == 0:
-        raise InputError(
-            explain(f"dtmin = {dtmin}, dtmax = {dtmax}", "0 <= dtmin <= dtmax and dtmax > 0", "give magnitudes")
-        )

@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "memory": "pynode.bench.memory",
     "gradients": "pynode.bench.gradients",
     "julia": "pynode.bench.julia",
+    "per-sample": "pynode.bench.per_sample",
 }
 
 

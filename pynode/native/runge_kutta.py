@@ -47,7 +47,7 @@ class _Coefficients:
     @cached_property
     def dense(self) -> Tensor:
         """Dense-output polynomials, shape (degree, stages), float64 as theta is."""
-        with torch.inference_mode(False):  # as in _coefficients
+        with torch.inference_mode(False):  # as in coefficients
             return torch.tensor(self.tableau.dense_b, dtype=torch.float64).t().contiguous().to(self.device)
 
     def weights_at(self, thetas: Sequence[float]) -> Tensor:
@@ -73,7 +73,7 @@ class _Coefficients:
 
 
 @lru_cache(maxsize=256)
-def _coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> _Coefficients:
+def coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> _Coefficients:
     # Made under no inference mode, so that a tape may use them later.
     with torch.inference_mode(False):
         return _Coefficients(tableau, dtype, device)
@@ -105,7 +105,7 @@ class RungeKutta:
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field
-        self.coefficients = k = _coefficients(tableau, field.layout.dtype, field.layout.device)
+        self.coefficients = k = coefficients(tableau, field.layout.dtype, field.layout.device)
         self.order = tableau.order
         self.error_order = tableau.error_order or tableau.order
         self._fsal = tableau.fsal
@@ -206,7 +206,7 @@ class TapedRungeKutta:
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field
-        self.coefficients = _coefficients(tableau, field.layout.dtype, field.layout.device)
+        self.coefficients = coefficients(tableau, field.layout.dtype, field.layout.device)
         self.order = tableau.order
         self.error_order = tableau.error_order or tableau.order
         self._fsal = tableau.fsal

@@ -1,0 +1,76 @@
+"""Step-size control of many rows at once: what :mod:`pynode.controllers` and :mod:`pynode.native.loop` do for one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynode.controllers import PIDController
+from pynode.errors import UnsupportedError, explain
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def check_controller(controller: PIDController) -> None:
+    """Raise UnsupportedError for a controller whose decisions are Python of its own, for one row at a time."""
+    own = type(controller)
+    if own.propose is not PIDController.propose or own._filter is not PIDController._filter:
+        raise UnsupportedError(
+            explain(
+                f"{own.__name__} overrides propose, under batching='independent'",
+                "IController, PIController or PIDController, with any coefficients",
+                "give coefficients to PIDController, or use batching='joint'",
+            )
+        )
+
+
+def propose(
+    controller: PIDController, ratio: Floats, order: int, first: Floats, second: Floats
+) -> tuple[Bools, Floats]:
+    """:meth:`pynode.controllers.PIDController.propose` for every row.
+
+    Parameters
+    ----------
+    controller : PIDController
+    ratio : ndarray (b,)
+        Norms of the error over the tolerance; NaN is a rejection.
+    order : int
+        Of the error estimate.
+    first, second : ndarray (b,)
+        Reciprocal ratios of the last two accepted steps, which become those of the next step.
+
+    Returns
+    -------
+    accepted, factor : ndarray (b,)
+    """
+    accepted = ratio <= 1.0
+    p, i, d = controller.pcoeff / order, controller.icoeff / order, controller.dcoeff / order
+    reciprocal = 1.0 / np.maximum(ratio, 1e-10)
+    factor = reciprocal ** (p + i + d)
+    factor *= controller.safety
+    if p or d:
+        factor *= first ** -(p + 2 * d) * second**d
+        second[:] = np.where(accepted, first, second)
+        first[:] = np.where(accepted, reciprocal, first)
+    # fmax and fmin pass over the NaN of a ratio that is none: the step shrinks as far as it may.
+    if accepted.all():
+        return accepted, np.minimum(np.maximum(factor, 1.0), controller.factormax)
+    factor = np.fmax(factor, np.where(accepted, 1.0, controller.factormin))
+    return accepted, np.fmin(factor, np.where(accepted, controller.factormax, controller.safety))
+
+
+def initial_steps(d0: Floats, d1: Floats, span: Floats) -> Floats:
+    """The trial step of :func:`pynode.native.loop.initial_step` from the norms of state and derivative, magnitudes."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+    return np.minimum(np.where(h0 > 0, h0, 1e-6), span)
+
+
+def refined_steps(h0: Floats, d1: Floats, d2: Floats, order: int, span: Floats) -> Floats:
+    """The first step, ``d2`` being the norm of the second derivative that the trial step showed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        most = np.maximum(d1, d2)
+        h1 = np.where(most <= 1e-15, np.maximum(1e-6, h0 * 0.001), (0.01 / most) ** (1.0 / order))
+        size = np.minimum(np.minimum(100.0 * h0, h1), span)
+    return np.where(size > 0, size, h0)

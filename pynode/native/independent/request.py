@@ -1,0 +1,24 @@
+"""A validated independent solve, as the loop and the adjoints receive it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynode.backends import Request
+from pynode.native.independent.problem import RowProblem
+
+
+@dataclass(frozen=True)
+class RowRequest(Request):
+    """``times`` of :class:`pynode.backends.Request` is empty; instead there are
+
+    ``rows``: the problem; ``save_values``: save times (1 or B, M) in float64, NaN where a row has fewer; ``keeps``:
+    whether the states of all accepted steps are kept.
+    """
+
+    rows: RowProblem
+    save_values: NDArray[np.float64]
+    keeps: bool

@@ -1,0 +1,83 @@
+"""The options of a solve, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.controllers import PIDController
+from pynode.errors import InputError, explain
+from pynode.problem import ODEProblem
+from pynode.transforms import any_true, check_common, number, numbers
+
+
+def floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
+    """``values`` as floats; raises InputError unless all are finite."""
+    listed = numbers(name, values.reshape(-1)) if isinstance(values, Tensor) else [float(x) for x in values]
+    if not all(math.isfinite(x) for x in listed):
+        raise InputError(explain(f"{name} holds a non-finite time", "finite times", f"remove it from {name}"))
+    return tuple(listed)
+
+
+def check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | Tensor) -> None:
+    """Raise InputError unless the tolerances are ones that the state's precision can hold."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, Tensor):
+            if value.ndim > 1 or value.numel() not in (1, problem.state_layout.size):
+                raise InputError(
+                    explain(
+                        f"{name} has shape {tuple(value.shape)}",
+                        f"a float or a 1-D tensor with one entry per element of the flattened state, "
+                        f"{problem.state_layout.size}",
+                        "give one number",
+                    )
+                )
+            check_common(name, value)
+            low, high = -number(-value.min()), number(value.max())
+        else:
+            low = high = value
+            if not isinstance(value, int | float):
+                raise InputError(
+                    explain(f"{name} = {value!r}", "a number or a 1-D tensor", f"give a positive {name} such as 1e-6")
+                )
+        if not (low >= 0 and high < math.inf):
+            raise InputError(explain(f"{name} = {low}", "a finite number >= 0", f"give a positive {name} such as 1e-6"))
+    # Scalars pay nothing for this check unless rtol is below the unit roundoff.
+    least = number(rtol.min()) if isinstance(rtol, Tensor) else rtol
+    unit = torch.finfo(problem.layout.dtype).eps / 2
+    if least >= unit:
+        return
+    size = problem.y0.detach()[..., : problem.state_layout.size].abs()
+    tolerance = size * rtol + atol
+    if any_true(tolerance < unit * size) or any_true(tolerance == 0):
+        wider = "" if problem.layout.dtype == torch.float64 else ", or solve in float64"
+        raise InputError(
+            explain(
+                f"rtol = {least:.3g} with this atol asks for less than {problem.layout.dtype} can hold "
+                f"at the size of y0",
+                f"atol + rtol * |y0| of at least {unit:.3g} * |y0|",
+                f"raise rtol to {4 * unit:.0e} or more{wider}",
+            )
+        )
+
+
+def check_steps(max_steps: int, dt0: float | None, dtmin: float, dtmax: float) -> None:
+    """Raise InputError for a bound on the steps that is none."""
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise InputError(explain(f"max_steps = {max_steps!r}", "an integer >= 1", "give the largest number of steps"))
+    if dt0 is not None and not 0 < dt0 < math.inf:
+        raise InputError(explain(f"dt0 = {dt0}", "a positive magnitude", "drop the sign: the direction follows t"))
+    if not 0 <= dtmin <= dtmax or dtmax == 0:
+        raise InputError(
+            explain(f"dtmin = {dtmin}, dtmax = {dtmax}", "0 <= dtmin <= dtmax and dtmax > 0", "give magnitudes")
+        )
+
+
+def check_controller(controller: Any) -> None:
+    """Raise InputError unless ``controller`` is None or one."""
+    if controller is not None and not isinstance(controller, PIDController):
+        raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
