@@ -59,7 +59,7 @@ class Request:
     compile: bool | str
     stats: Stats
     question: tuple[Any, ...]
-    watch: Watch | None = None
+    watch: Watch | None
 
 
 class Record(Protocol):

@@ -180,7 +180,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Measure and compare."""
-    batch, rounds, tolerances = options.batch, options.repeats, TOLERANCES
+    tolerances: tuple[float, ...] = TOLERANCES
+    batch, rounds = options.batch, options.repeats
     if options.quick:
         batch, rounds, tolerances = min(batch, 16), 2, TOLERANCES[1:4]
     found = measure(batch, tolerances, rounds, not options.without_torchode)

@@ -140,7 +140,8 @@ class Radau(ImplicitStepper):
 
         def correction(z: Tensor) -> Tensor:
             rates = torch.stack([field(time, y + row) for time, row in zip(times, z.unbind(), strict=True)])
-            return solve(z, h * rates)
+            change: Tensor = solve(z, h * rates)
+            return change
 
         solve = self._solver(("stages", h), lambda jacobian: self._stage_solver(jacobian, h, k))
         found = newton(correction, guess, self._norm, self._eta, self._limit, self.settings.fixed)

@@ -108,7 +108,7 @@ class VCABM:
         predicted = y + h * (_numbers(self._weights[:k], y) @ stars[:k])
         rate = self.field(self._at(t + h if end is None else end, jump), predicted)
         self._seen = _differences(rate, stars)
-        y1 = predicted + (h * self._weights[k]) * self._seen[k]
+        y1: Tensor = predicted + (h * self._weights[k]) * self._seen[k]
         self._step = (t, h, y, y1)
         return y1
 

@@ -159,6 +159,7 @@ def solve_rows(
         compile=False,
         stats=stats,
         question=(),
+        watch=None,
         save_values=values,
         keeps=differentiable or save.dense is not False,
         **stepping,

@@ -212,10 +212,12 @@ class _Loop:
         if stuck is not None:
             running.size[stuck] = taken[stuck]
             self._too_small(stuck, done)
-            return accepted[~(stuck | done)]
+            going: Bools = accepted[~(stuck | done)]
+            return going
         if done.any():
             self._leave(done, ReturnCode.Success)
-            return accepted[~done]
+            staying: Bools = accepted[~done]
+            return staying
         return accepted
 
     def _keep(self, places: Indices | None, t: Floats, t1: Floats) -> None:

@@ -106,14 +106,8 @@ class Saver:
         if k.all > k.main:
             field = record.problem.field_of(record.rows(ids[rows]), request.stats.forward)
             record.nfe[ids[rows]] += k.all - k.main
-            extend(
-                record.tableau,
-                field,
-                *(torch.from_numpy((x * self._sign[ids])[rows]).to(k.device) for x in (t, t1)),
-                start,
-                stages,
-                k.all,
-            )  # fmt: skip
+            begin, end = (torch.from_numpy((x * self._sign[ids])[rows]).to(k.device) for x in (t, t1))
+            extend(record.tableau, field, begin, end, start, stages, k.all)
         thetas = torch.from_numpy((times - t[places]) / (t1 - t)[places]).to(k.device)
         h = torch.from_numpy((t1 - t)[rows]).to(k.device)
         found = interpolated(record.tableau, stages, start, h, record.rows(at), thetas, False)
