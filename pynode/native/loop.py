@@ -163,7 +163,7 @@ def integrate_adaptive(
     ``stepping.stops`` and ``jumps`` are met exactly. The step-size search is never recorded by autograd.
     """
     norm = stepping.norm()
-    controller, order = stepping.controller, stepper.error_order
+    controller = stepping.controller
     ahead = math.copysign(math.inf, t_end - t)
     sign = math.copysign(1.0, ahead)
     stops = [
@@ -201,7 +201,7 @@ def integrate_adaptive(
         y1 = stepper.attempt(start, h, y, -ahead if t1 in jumps else 0.0, end)
         norm.between(y1)
         ratio = stepper.error_ratio(norm)
-        accepted, factor, history = controller.propose(ratio, order, history)
+        accepted, factor, history = controller.propose(ratio, stepper.error_order, history)
         if stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin and math.isfinite(ratio):
             accepted = True
         if not accepted:

@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep, Implicit, RadauIIA5, Reversible, Rosenbrock, Stabilized, Symplectic
+from pynode.algorithms import (
+    Algorithm,
+    AutoSwitch,
+    FixedStep,
+    Implicit,
+    RadauIIA5,
+    Reversible,
+    Rosenbrock,
+    Stabilized,
+    Symplectic,
+)
 from pynode.algorithms.implicit import SDIRK as SDIRKMethod
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Against
+from pynode.native.auto_switch import AutoSwitch as AutoSwitchStepper
 from pynode.native.chebyshev import SCHEMES
 from pynode.native.implicit import Settings
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
@@ -30,6 +41,7 @@ from pynode.native.sdirk import SDIRK
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stabilized import Stabilized as StabilizedStepper
 from pynode.native.stepper import Stepper
+from pynode.native.stiffness import check_twins
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.problem import Field
@@ -53,6 +65,23 @@ class Family:
 
     names: Container[str]
     make: Callable[[Any, Field, bool, Request], Stepper]
+
+
+def _auto_switch(algorithm: AutoSwitch, field: Field, taped: bool, request: Request) -> Stepper:
+    stiff = family_of(algorithm.stiff)
+    name = algorithm.nonstiff.name
+    if name not in TABLEAUS or stiff is None:
+        raise UnsupportedError(
+            explain(
+                f"AutoSwitch with {name} and {algorithm.stiff.name}",
+                "an explicit Runge-Kutta method and an implicit one, of the torch backend",
+                "use AutoTsit5(Rosenbrock23())",
+            )
+        )
+    tableau = TABLEAUS[name]
+    check_twins(name, tableau)
+    explicit = (TapedRungeKutta if taped else RungeKutta)(tableau, field)
+    return AutoSwitchStepper(algorithm, explicit, stiff.make(algorithm.stiff, field, taped, request), taped)
 
 
 def settings_of(algorithm: Implicit, field: Field, taped: bool, request: Request) -> Settings:
@@ -94,6 +123,7 @@ FAMILIES: dict[type[Algorithm], Family] = {
         REVERSIBLE,
         lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
     ),
+    AutoSwitch: Family(("AutoSwitch",), _auto_switch),
     Rosenbrock: Family(ROSENBROCK, lambda algorithm, field, taped, request: RosenbrockStepper(algorithm, field, taped)),
     Stabilized: Family(SCHEMES, lambda algorithm, field, taped, request: StabilizedStepper(algorithm, field)),
     SDIRKMethod: Family(
