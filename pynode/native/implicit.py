@@ -27,6 +27,7 @@ from pynode.native.error_norm import ErrorNorm
 from pynode.native.linear_operator import Linearisation, linearise
 from pynode.native.newton import Found, NewtonNorm
 from pynode.problem import Field, nudged
+from pynode.transforms import number
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ImplicitStepper(ABC):
         stages, self._given = self._given, None
         if stages is None:
             with torch.no_grad():
-                stages = self._stages(float(t), float(h), start, jump, float(end))
+                stages = self._stages(number(t), number(h), start, jump, number(end))
         self.untaped = self.field.counts.nfe - before
         self._found = stages
         if stages is None:
