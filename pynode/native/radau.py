@@ -21,7 +21,6 @@ from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.implicit import ImplicitStepper, Settings, fractions, with_derivative
 from pynode.native.linear_operator import DenseJacobian, Factored, Krylov, Linearisation, linearise
-from pynode.native.newton import newton
 from pynode.problem import Field
 from pynode.transforms import number
 
@@ -142,11 +141,15 @@ class Radau(ImplicitStepper):
         solve = self._solver(("stages", h), lambda jacobian: self._stage_solver(jacobian, h, k))
 
         def correction(z: Tensor) -> Tensor:
-            rates = torch.stack([field(time, y + row) for time, row in zip(times, z.unbind(), strict=True)])
+            states = [y + row for row in z.unbind()]
+            rates = torch.stack([field(time, state) for time, state in zip(times, states, strict=True)])
+            if self._full:
+                residual = h * (k.a @ rates) - self._mass_times(z)
+                return self._exact(self._linearised(times, states), h).solve(residual.reshape(-1)).view_as(z)
             found: Tensor = solve(z, h * rates)
             return found
 
-        found = newton(correction, guess, self._norm, self._eta, self._limit, self.settings.fixed)
+        found = self._newton(correction, guess)
         return found.z if self._converged(found) else None
 
     def _stage_solver(self, jacobian: Linearisation, h: float, k: _Constants) -> Callable[[Tensor, Tensor], Tensor]:
@@ -217,11 +220,15 @@ class Radau(ImplicitStepper):
         residual = h * (k.a @ rates) - self._mass_times(stages)
         if not residual.requires_grad:
             return stages
-        at = [
+        exact = self._exact(self._linearised(times, states), number(h))
+        return with_derivative(stages, exact.solve(residual.reshape(-1)).view(3, n))
+
+    def _linearised(self, times: list[Tensor], states: list[Tensor]) -> list[Linearisation]:
+        """A Jacobian for each stage."""
+        return [
             linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
             for time, state in zip(times, states, strict=True)
         ]
-        return with_derivative(stages, self._exact(at, number(h)).solve(residual.reshape(-1)).view(3, n))
 
     def _exact(self, at: list[Linearisation], h: float) -> Factored | Krylov:
         """The solver of ``(I x M - h A x J) dZ = r`` with a Jacobian for each stage."""

@@ -19,7 +19,6 @@ from pynode.native.hermite import between
 from pynode.native.implicit import ImplicitStepper, Settings, with_derivative
 from pynode.native.implicit_tableaus import ImplicitTableau
 from pynode.native.linear_operator import Solver, linearise
-from pynode.native.newton import newton
 from pynode.problem import Field
 from pynode.transforms import number
 
@@ -99,10 +98,15 @@ class SDIRK(ImplicitStepper):
             gamma = row[i]
 
             def correction(z: Tensor, time: Tensor = time, base: Tensor = base, gamma: float = gamma) -> Tensor:
-                rate = self.field(time, torch.add(base, z, alpha=gamma))
-                return solver.solve(torch.sub(h * rate, self._mass_times(z)))
+                state = torch.add(base, z, alpha=gamma)
+                residual = torch.sub(h * self.field(time, state), self._mass_times(z))
+                if self._full:
+                    return (
+                        linearise(self.field, time, state, self.settings.linsolve).operator(gamma * h).solve(residual)
+                    )
+                return solver.solve(residual)
 
-            found = newton(correction, guess, self._norm, self._eta, self._limit, self.settings.fixed)
+            found = self._newton(correction, guess)
             if not self._converged(found):
                 return None
             stages[i] = found.z
