@@ -14,8 +14,8 @@ from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.spectral_radius import spectral_radius
+from pynode.native.stability import explicit_eigenvalue, stability_interval
 from pynode.native.stepper import Stepper
-from pynode.native.stiffness import explicit_eigenvalue, stability_interval
 from pynode.problem import Field
 from pynode.transforms import number
 

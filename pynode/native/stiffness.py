@@ -1,67 +1,45 @@
-"""How stiff a step was: its size times the largest eigenvalue, in units of an explicit method's stability interval."""
+"""Whether an explicit method ran out of steps because the problem is stiff: looked at only after that happened."""
 
 from __future__ import annotations
 
-from functools import cache
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.errors import UnsupportedError, explain
-from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
-from pynode.native.tableaus import Tableau
-from pynode.transforms import number
+from pynode.native.spectral_radius import spectral_radius
+from pynode.native.stepper import Stepper
+
+#: Explicit Runge-Kutta methods are stable for decaying components to some |h lambda| between 2 and 6. Steps that
+#: accuracy limits keep it below one where the fastest component is part of the solution.
+_NEAR_LIMIT = 1.0
+#: So many time constants of the fastest component in what was left of the span, or the problem is no more than long.
+_MANY = 100.0
+#: Cosine of the angle between a direction and its image from which on it counts as an eigenvector.
+_ALIGNED = 0.9
 
 
-@cache
-def stability_interval(tableau: Tableau) -> float:
-    """The largest ``x`` such that ``|R(-z)| <= 1`` for all ``z`` in ``[0, x]``, with the stability polynomial ``R``; to
-    three digits."""
-    stages = len(tableau.b)
-    a = np.zeros((stages, stages))
-    for i, row in enumerate(tableau.a):
-        a[i, : len(row)] = row
-    b = np.array(tableau.b)
-    x, step = 0.0, 1e-3
-    while abs(1.0 - (x + step) * b @ np.linalg.solve(np.eye(stages) + (x + step) * a, np.ones(stages))) <= 1.0 + 1e-12:
-        x += step
-    return x
+def stiffness_clause(stepper: Stepper, t: float, y: Tensor, size: float, left: float) -> str:
+    """What to add to the message of an explicit solve that stopped at ``(t, y)`` for want of steps; empty where its
+    last step ``size`` was not held down by the stability of the method, or the method is no explicit one.
 
-
-@cache
-def twins(tableau: Tableau) -> tuple[int, int] | None:
-    """The last two stages at one time, None where there are none: the quotient of the differences of their slopes and
-    of their states is an eigenvalue where the field is stiff (Hairer and Wanner 1996, section IV.2)."""
-    c = tableau.c
-    return next(((i - 1, i) for i in range(len(c) - 1, 0, -1) if c[i] == c[i - 1]), None)
-
-
-def check_twins(name: str, tableau: Tableau) -> None:
-    """Raise UnsupportedError for a method from whose stages stiffness cannot be told."""
-    if twins(tableau) is None:
-        raise UnsupportedError(
-            explain(
-                f"AutoSwitch(nonstiff={name}())",
-                "an explicit method with two stages at one time, from which stiffness is estimated",
-                "use Tsit5(), Vern7(), Vern9(), DP5() or DP8()",
-            )
-        )
-
-
-def explicit_eigenvalue(stepper: RungeKutta | TapedRungeKutta, h: float) -> float:
-    """Estimate of the largest eigenvalue from the stages of the last attempt, of size ``h``; 0 where both stages are
-    one."""
-    tableau = stepper.coefficients.tableau
-    pair = twins(tableau)
-    assert pair is not None
+    The spectral radius of the Jacobian is found by at most some fifty evaluations of ``f``. ``left``: to the end.
+    """
+    if not getattr(stepper, "explicit", False):
+        return ""
     with torch.no_grad():
-        stages = stepper.stages().detach()
-        rows = [torch.tensor([*tableau.a[i], *[0.0] * (len(stages) - i)], dtype=stages.dtype) for i in pair]
-        apart = h * ((rows[1] - rows[0]).to(stages.device) @ stages)
-        return _quotient(stages[pair[1]] - stages[pair[0]], apart)
-
-
-def _quotient(slopes: Tensor, states: Tensor) -> float:
-    below = number(torch.linalg.vector_norm(states))
-    return number(torch.linalg.vector_norm(slopes)) / below if below else 0.0
+        field, y = stepper.field, y.detach()
+        time = field.time(t)
+        slope = field(time, y).clone()
+        direction, radius = spectral_radius(lambda state: field(time, state), y, slope)
+        if not radius * size >= _NEAR_LIMIT or not radius * left >= _MANY:  # also NaN
+            return ""
+        unit = direction / torch.linalg.vector_norm(direction)
+        length = torch.finfo(y.dtype).eps ** 0.5 * max(torch.linalg.vector_norm(y).item(), 1.0)
+        change = field(time, y + length * unit) - slope
+        if not torch.dot(change, unit).item() < -_ALIGNED * torch.linalg.vector_norm(change).item():
+            return ""  # what grows, or turns, fast has to be followed by every method
+    return (
+        f"; the problem is stiff there: the Jacobian has eigenvalues of about -{radius:.2g}, with which an explicit "
+        f"method is stable for steps up to a few times {1.0 / radius:.2g} only, and {radius * left:.2g} of these were "
+        "left. "
+        "Take an implicit method: TRBDF2(), KenCarp4() or RadauIIA5()"
+    )

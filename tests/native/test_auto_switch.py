@@ -11,7 +11,7 @@ from pynode.errors import InputError, UnsupportedError
 from pynode.julia.names import expression_of, known
 from pynode.native import auto_switch
 from pynode.native.runge_kutta import RungeKutta
-from pynode.native.stiffness import explicit_eigenvalue, stability_interval
+from pynode.native.stability import explicit_eigenvalue, stability_interval
 from pynode.native.tableaus import TABLEAUS
 from pynode.problem import ODEProblem
 from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, ForwardSensitivity, GaussAdjoint
