@@ -46,6 +46,7 @@ from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
+from pynode.transforms import transformed
 
 if TYPE_CHECKING:
     from pynode.backends import Request
@@ -206,6 +207,14 @@ def _metered(stepper: RungeKutta | TapedRungeKutta, request: Request) -> Stepper
 
 
 def _refuse_options(algorithm: Algorithm, request: Request) -> None:
+    if isinstance(algorithm, Implicit | AutoSwitch) and transformed():
+        raise UnsupportedError(
+            explain(
+                f"{algorithm.name} inside a torch.func transform or a dual level of torch.autograd.forward_ad",
+                "an explicit method: the linear solves of implicit ones are differentiated by torch's tape alone",
+                "use loss.backward() or torch.autograd.grad, a batch as part of the state, or an explicit method",
+            )
+        )
     if request.compile:
         raise UnsupportedError(
             explain(

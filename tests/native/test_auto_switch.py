@@ -149,7 +149,7 @@ def test_dense_output_and_the_way_back_in_time():
 # Gradients
 
 
-@pytest.mark.parametrize("checkpoints", [None, 4])
+@pytest.mark.parametrize("checkpoints", [None, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("algorithm", [AutoTsit5(Rosenbrock23()), AutoVern7(KenCarp4())], ids=named)
 def test_replayed_steps_are_the_steps_taken(algorithm, checkpoints, taken):
     rate = tensor(1e3).requires_grad_()
@@ -176,6 +176,7 @@ def test_replayed_steps_are_the_steps_taken(algorithm, checkpoints, taken):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=atol)
 
 
+@pytest.mark.slow
 def test_gradients_against_those_of_another_method():
     rate = tensor(1e3).requires_grad_()
 

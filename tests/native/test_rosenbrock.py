@@ -70,9 +70,9 @@ def test_the_order_on_a_nonlinear_field_that_depends_on_time(method, sign):
     exact = exact_curve(1.0)
     errors = [
         (pynode.solve(f, tensor(1.0, 0.5), [0.0, sign], algorithm=method(steps=n)).ys[-1] - exact).abs().max().item()
-        for n in ((128, 256) if method is Rodas4 else (32, 64))
+        for n in ((96, 192) if method is Rodas4 else (16, 32))
     ]
-    assert abs(slopes_of(errors)[0] - ROSENBROCK[method.__name__].order) < 0.15
+    assert abs(slopes_of(errors)[0] - ROSENBROCK[method.__name__].order) < 0.2
 
 
 @every_method
@@ -141,15 +141,19 @@ def oregonator(t, y):
 
 STIFF = {
     "van der Pol": (van_der_pol, (2.0, 0.0), 1500.0, 1e-6),
-    "Robertson": (robertson, (1.0, 0.0, 0.0), 1e5, 1e-10),
+    "Robertson": (robertson, (1.0, 0.0, 0.0), 1e3, 1e-10),
     "OREGO": (oregonator, (1.0, 2.0, 3.0), 30.0, 1e-6),
 }
 
 
 @pytest.mark.parametrize(
-    "problem", [pytest.param(name, marks=() if name == "Robertson" else pytest.mark.slow) for name in STIFF]
+    ("method", "problem"),
+    [
+        pytest.param(m, name, marks=() if (m, name) == (Rodas5P, "Robertson") else pytest.mark.slow)
+        for m in METHODS
+        for name in STIFF
+    ],
 )
-@every_method
 def test_stiff_problems_against_scipy(method, problem):
     """No worse than 3 times SciPy's Radau or 10 times the tolerance, whichever is more; and in no more evaluations,
     where the methods are of comparable order."""
@@ -227,8 +231,8 @@ def robertson_dae(t, y):
 def test_robertson_as_a_differential_algebraic_problem(method):
     options = {"algorithm": method(), "rtol": 1e-6, "atol": 1e-10}
     y0 = tensor(1.0, 0.0, 0.0)
-    sol = pynode.solve(robertson_dae, y0, [0.0, 10.0, 1e4], mass_matrix=INDEX_1, **options)
-    plain = pynode.solve(robertson, y0, [0.0, 10.0, 1e4], algorithm=Rodas5P(), rtol=1e-10, atol=1e-14)
+    sol = pynode.solve(robertson_dae, y0, [0.0, 10.0, 100.0], mass_matrix=INDEX_1, **options)
+    plain = pynode.solve(robertson, y0, [0.0, 10.0, 100.0], algorithm=Rodas5P(), rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(sol.ys, plain.ys, rtol=1e-4, atol=1e-9)
     # Stiffly accurate: the constraint is linear, so that every step solves it.
     torch.testing.assert_close(sol.ys.sum(1), torch.ones(3, dtype=F64), rtol=0, atol=1e-12)
@@ -243,7 +247,7 @@ def test_the_order_on_a_differential_algebraic_problem(method):
 
     mass = torch.diag(tensor(1.0, 0.0))
     y0 = tensor(2.0, 2.0)
-    ends = [pynode.solve(f, y0, [0.0, 1.0], algorithm=method(steps=n), mass_matrix=mass).ys[-1] for n in (40, 80, 640)]
+    ends = [pynode.solve(f, y0, [0.0, 1.0], algorithm=method(steps=n), mass_matrix=mass).ys[-1] for n in (20, 40, 160)]
     errors = [(end - ends[-1]).abs().max().item() for end in ends[:-1]]
     assert slopes_of(errors)[0] > ROSENBROCK[method.__name__].order - 0.4
 
@@ -283,7 +287,10 @@ def central(loss, x: torch.Tensor, h: float = 1e-5) -> torch.Tensor:
 
 
 @every_method
-@pytest.mark.parametrize(("linsolve", "mass"), [("dense", None), ("gmres", "regular"), ("dense", "singular")])
+@pytest.mark.parametrize(
+    ("linsolve", "mass"),
+    [("dense", None), ("dense", "singular"), pytest.param("gmres", "regular", marks=pytest.mark.slow)],
+)
 def test_gradients_are_those_of_the_steps(method, linsolve, mass):
     """Fixed steps are a smooth function of everything: differences are exact up to 1e-9. Coarse ones, which are far
     from the solution: an approximate adjoint would show."""
@@ -397,6 +404,15 @@ def test_second_derivatives_raise(sensealg):
     (first,) = torch.autograd.grad(sol.ys[-1].sum(), y0, create_graph=True)
     with pytest.raises(GradientError, match="again"):
         torch.autograd.grad(first.sum(), y0)
+
+
+def test_transforms_are_refused():
+    def end(x):
+        return pynode.solve(lambda t, y: -y, x, [0.0, 1.0], algorithm=Rodas5P()).ys[-1]
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.vmap):
+        with pytest.raises(UnsupportedError, match="transform"):
+            transform(end)(torch.ones(2, 1, dtype=F64))
 
 
 class _Lossy(torch.autograd.Function):
