@@ -43,7 +43,8 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ReturnCode.MaxIters: (
         "to reach the final time within the limit",
         "raise max_steps; if the steps are much smaller than the solution's features the problem is stiff for an "
-        "explicit method or the tolerances are too tight: raise rtol and atol, or rescale the model",
+        "explicit method (take an implicit one, such as KenCarp4()) or the tolerances are too tight: raise rtol and "
+        "atol, or rescale the model",
     ),
     ReturnCode.DtLessThanMin: (
         "a step that meets the tolerance and still advances time",

@@ -4,6 +4,7 @@ An algorithm is an immutable object; the backends know how to run it. Names are 
 the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_from_name`).
 """
 
+from pynode.algorithms.auto_switch import AutoSwitch, AutoTsit5, AutoVern7, AutoVern9
 from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.implicit import (
@@ -77,6 +78,10 @@ __all__ = [
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
+    "AutoSwitch",
+    "AutoTsit5",
+    "AutoVern7",
+    "AutoVern9",
     "Euler",
     "ExplicitAdams",
     "Fehlberg2",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Stabilized, Symplectic
+from pynode.algorithms import ALGORITHMS, Algorithm, AutoSwitch, JuliaAlgorithm, Reversible, Stabilized, Symplectic
 from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.errors import UnsupportedError, explain
 from pynode.julia.runtime import Julia
@@ -26,6 +26,8 @@ def known(algorithm: Algorithm) -> bool:
     """Whether SciML has the algorithm."""
     if isinstance(algorithm, JuliaAlgorithm):
         return True
+    if isinstance(algorithm, AutoSwitch):
+        return known(algorithm.nonstiff) and known(algorithm.stiff)
     return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible | Symplectic)
 
 
@@ -46,10 +48,32 @@ def expression_of(algorithm: Algorithm) -> str:
     """
     if algorithm.name in _TABLEAUS:
         return _tableau(algorithm.name)
+    if isinstance(algorithm, AutoSwitch):
+        return _auto_switch(algorithm)
     if isinstance(algorithm, Stabilized):
         return f"{algorithm.name}({_stages(algorithm)})"
     options = "linsolve = KrylovJL_GMRES()" if getattr(algorithm, "linsolve", "") == "gmres" else ""
     return _OTHER.get(algorithm.name, f"{algorithm.name}({options})")
+
+
+#: Those that SciML has a pair for: ``AutoTsit5(stiff; options)``.
+_PAIRED = ("Tsit5", "DP5", "Vern7", "Vern9")
+
+
+def _auto_switch(algorithm: AutoSwitch) -> str:
+    name = algorithm.nonstiff.name
+    if name not in _PAIRED:
+        raise UnsupportedError(
+            explain(
+                f"AutoSwitch(nonstiff={name}()) on the Julia backend",
+                f"one of {', '.join(_PAIRED)}",
+                "use AutoTsit5(Rosenbrock23()), or backend='torch'",
+            )
+        )
+    parts = [f"maxstiffstep = {algorithm.maxstiffstep}", f"maxnonstiffstep = {algorithm.maxnonstiffstep}"]
+    parts += [f"nonstifftol = {algorithm.nonstifftol}", f"stifftol = {algorithm.stifftol}"]
+    parts.append(f"stiffalgfirst = {str(algorithm.stiffalgfirst).lower()}")
+    return f"Auto{name}({expression_of(algorithm.stiff)}; {', '.join(parts)})"
 
 
 def _stages(algorithm: Stabilized) -> str:

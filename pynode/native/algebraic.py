@@ -37,7 +37,7 @@ def check_mass_matrix(request: Request, field: Field, y0: Tensor) -> None:
             explain(
                 f"{kind} with {algorithm.name}",
                 "an implicit method that takes one" + ("" if takes == "none" else "; this one takes regular ones"),
-                "use RadauIIA5() or ImplicitEuler()",
+                "use Rodas5P() or RadauIIA5()",
             )
         )
     if request.differentiable and not isinstance(sensealg, CheckpointedAdjoint | DirectAdjoint):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import FBDF, Algorithm, FixedStep, Implicit, Reversible, Stabilized, Symplectic
+from pynode.algorithms import FBDF, Algorithm, AutoSwitch, FixedStep, Implicit, Reversible, Stabilized, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -235,7 +235,7 @@ class NativeBackend:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
             return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
-        if isinstance(algorithm, Implicit | FBDF) and isinstance(sensealg, ForwardSensitivity):
+        if isinstance(algorithm, Implicit | FBDF | AutoSwitch) and isinstance(sensealg, ForwardSensitivity):
             return (
                 f"ForwardSensitivity with {algorithm.name}, whose Newton iteration would need second derivatives of f "
                 "(CheckpointedAdjoint() is exact, too)"
@@ -247,7 +247,8 @@ class NativeBackend:
                     f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "
                     f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
                 )
-            if isinstance(back, Implicit | FBDF) and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
+            hard = isinstance(back, Implicit | FBDF | AutoSwitch)
+            if hard and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
                 return (
                     f"{sensealg.name} integrated backward by {back.name}: the Jacobian of all it integrates would be "
                     f"that of second derivatives of f ({sensealg.name}(algorithm=Tsit5()) goes back by another method; "
@@ -373,7 +374,7 @@ class NativeBackend:
         # What a method carries beside the state has no tangents there and is not restored, and implicit ones use the
         # implicit function theorem once.
         algorithm = record.request.algorithm
-        once = isinstance(algorithm, Implicit | Stabilized) or carries(algorithm)
+        once = isinstance(algorithm, Implicit | Stabilized | AutoSwitch) or carries(algorithm)
         if not isinstance(record.request.sensealg, CheckpointedAdjoint) or once:
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)

@@ -13,6 +13,7 @@ bounded memory) every step makes its own Jacobian and starts its search from the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from pynode.errors import GradientError, explain
 from pynode.native.checkpoints import State
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.linear_operator import Linearisation, linearise
-from pynode.native.newton import Found, NewtonNorm
+from pynode.native.newton import Found, NewtonNorm, newton
 from pynode.problem import Field, nudged
+from pynode.transforms import number
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ImplicitStepper(ABC):
         self._current, self._outdated = False, False
         self._solvers: dict[Any, Any] = {}
         self._eta = 1.0
+        self._full = False
         self._jump = 0.0
         self._given: Tensor | None = None
         self._found: Tensor | None = None
@@ -116,7 +119,7 @@ class ImplicitStepper(ABC):
         stages, self._given = self._given, None
         if stages is None:
             with torch.no_grad():
-                stages = self._stages(float(t), float(h), start, jump, float(end))
+                stages = self._stages(number(t), number(h), start, jump, number(end))
         self.untaped = self.field.counts.nfe - before
         self._found = stages
         if stages is None:
@@ -149,6 +152,11 @@ class ImplicitStepper(ABC):
         if found is None and not self._current:
             self._linearise(t, y)
             found = self._search(t, h, y, jump, end)
+        if found is None and self.settings.fixed:
+            # A given step cannot be made smaller: Newton's own iteration, with a Jacobian for every iterate.
+            self._full = True
+            found = self._search(t, h, y, jump, end)
+            self._full = False
         return found
 
     def _linearise(self, t: float, y: Tensor) -> None:
@@ -181,9 +189,12 @@ class ImplicitStepper(ABC):
         self._outdated = self._outdated or (found.iterations > 2 and found.rate > self.slow)
         return True
 
-    @property
-    def _limit(self) -> int:
-        return 25 if self.settings.fixed else self.limit
+    def _newton(self, correction: Callable[[Tensor], Tensor], guess: Tensor) -> Found:
+        if self._full:
+            return newton(correction, guess, self._norm, 1.0, 50, math.inf)
+        if self.settings.fixed:
+            return newton(correction, guess, self._norm, self._eta, 25, 2.0)
+        return newton(correction, guess, self._norm, self._eta, self.limit, 1.0)
 
     # The tape.
 

@@ -17,6 +17,7 @@ from pynode.algorithms import (
     FBDF,
     VCABM,
     Algorithm,
+    AutoSwitch,
     FixedAdams,
     FixedStep,
     Implicit,
@@ -31,6 +32,7 @@ from pynode.algorithms.implicit import SDIRK as SDIRKMethod
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adams import ADAMS, Adams
 from pynode.native.adjoints.backward import Against
+from pynode.native.auto_switch import AutoSwitch as AutoSwitchStepper
 from pynode.native.bdf import BDF, PAST
 from pynode.native.chebyshev import SCHEMES
 from pynode.native.fixed_adams import FIXED_ADAMS
@@ -44,6 +46,7 @@ from pynode.native.rosenbrock_tableaus import ROSENBROCK
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.sdirk import SDIRK
 from pynode.native.splittings import SPLITTINGS
+from pynode.native.stability import check_twins
 from pynode.native.stabilized import Stabilized as StabilizedStepper
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
@@ -51,6 +54,7 @@ from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.vcabm import VCABM as VCABMStepper
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
+from pynode.transforms import transformed
 
 if TYPE_CHECKING:
     from pynode.backends import Request
@@ -75,6 +79,23 @@ class Family:
     carries: Callable[[Any], int] = lambda algorithm: 0
 
 
+def _auto_switch(algorithm: AutoSwitch, field: Field, taped: bool, request: Request) -> Stepper:
+    stiff = family_of(algorithm.stiff)
+    name = algorithm.nonstiff.name
+    if name not in TABLEAUS or stiff is None:
+        raise UnsupportedError(
+            explain(
+                f"AutoSwitch with {name} and {algorithm.stiff.name}",
+                "an explicit Runge-Kutta method and an implicit one, of the torch backend",
+                "use AutoTsit5(Rosenbrock23())",
+            )
+        )
+    tableau = TABLEAUS[name]
+    check_twins(name, tableau)
+    explicit = (TapedRungeKutta if taped else RungeKutta)(tableau, field)
+    return AutoSwitchStepper(algorithm, explicit, stiff.make(algorithm.stiff, field, taped, request), taped)
+
+
 def settings_of(algorithm: Implicit | FBDF, field: Field, taped: bool, request: Request) -> Settings:
     """The settings of an implicit stepper: with the adjoint's tolerances where it is that which is integrated."""
     sensealg = request.sensealg
@@ -82,14 +103,15 @@ def settings_of(algorithm: Implicit | FBDF, field: Field, taped: bool, request: 
     if isinstance(field, Against) and isinstance(sensealg, ContinuousAdjoint):
         rtol = rtol if sensealg.rtol is None else sensealg.rtol
         atol = atol if sensealg.atol is None else sensealg.atol
-    # Where few states are kept, a step must repeat from its state alone.
+    # Where few states are kept a step must repeat from its state alone, and given steps have nothing to gain by it but
+    # slower convergence to their tight tolerance.
     bounded = any(getattr(sensealg, option, None) for option in ("checkpoints", "max_memory", "checkpointing"))
     return Settings(
         rtol=_for_all(rtol, field.layout.size),
         atol=_for_all(atol, field.layout.size),
         fixed=not algorithm.adaptive,
         linsolve=algorithm.linsolve,
-        reuse=not (request.differentiable and bounded),
+        reuse=algorithm.adaptive and not (request.differentiable and bounded),
         taped=taped,
         linear=getattr(algorithm, "interpolation", "") == "linear",
     )
@@ -125,6 +147,7 @@ FAMILIES: dict[type[Algorithm], Family] = {
         lambda algorithm, field, taped, request: FIXED_ADAMS[algorithm.name](algorithm, field, request),
         lambda algorithm: max(algorithm.max_order - 2, 0),
     ),
+    AutoSwitch: Family(("AutoSwitch",), _auto_switch, lambda algorithm: 1),
     Rosenbrock: Family(ROSENBROCK, lambda algorithm, field, taped, request: RosenbrockStepper(algorithm, field, taped)),
     Stabilized: Family(
         SCHEMES,
@@ -221,6 +244,14 @@ def _metered(stepper: RungeKutta | TapedRungeKutta, request: Request) -> Stepper
 
 
 def _refuse_options(algorithm: Algorithm, request: Request) -> None:
+    if isinstance(algorithm, Implicit | AutoSwitch) and transformed():
+        raise UnsupportedError(
+            explain(
+                f"{algorithm.name} inside a torch.func transform or a dual level of torch.autograd.forward_ad",
+                "an explicit method: the linear solves of implicit ones are differentiated by torch's tape alone",
+                "use loss.backward() or torch.autograd.grad, a batch as part of the state, or an explicit method",
+            )
+        )
     if request.compile:
         raise UnsupportedError(
             explain(

@@ -81,7 +81,7 @@ class NewtonNorm:
 
 
 def newton(
-    correction: Callable[[Tensor], Tensor], z: Tensor, norm: NewtonNorm, eta: float, limit: int, patient: bool
+    correction: Callable[[Tensor], Tensor], z: Tensor, norm: NewtonNorm, eta: float, limit: int, worst: float
 ) -> Found:
     """Add ``correction(z)`` to ``z`` until what is left is below ``norm.kappa``.
 
@@ -91,8 +91,8 @@ def newton(
         For the first iteration, whose rate is not known: that of the last solve with the same matrix, or 1.
     limit : int
         Of iterations.
-    patient : bool
-        Go on where the rate seen so far would not get there within the limit, or is above one.
+    worst : float
+        Give up at a rate above this one; with 1, also where the rate seen would not get there within the limit.
     """
     last, rate = math.nan, 0.0
     for k in range(1, limit + 1):
@@ -104,12 +104,8 @@ def newton(
         if k > 1:
             theta = size / last if last else 0.0
             rate = max(rate, theta)
-            if theta < 1.0:
-                eta = theta / (1.0 - theta)
-                hopeless = eta * size * theta ** (limit - k) > norm.kappa
-            else:
-                eta, hopeless = math.inf, theta > 2.0 or not patient
-            if (hopeless and not patient) or theta > 2.0:
+            eta = theta / (1.0 - theta) if theta < 1.0 else math.inf
+            if theta > worst or (worst <= 1.0 and not eta * size * theta ** (limit - k) <= norm.kappa):
                 return Found(z, False, True, k, rate, eta)
         if size == 0.0 or eta * size <= norm.kappa:
             return Found(z, True, True, k, rate, eta)

@@ -21,8 +21,8 @@ from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.implicit import ImplicitStepper, Settings, fractions, with_derivative
 from pynode.native.linear_operator import DenseJacobian, Factored, Krylov, Linearisation, linearise
-from pynode.native.newton import newton
 from pynode.problem import Field
+from pynode.transforms import number
 
 _ROOT = math.sqrt(6.0)
 #: The tableau: right Radau points, the last of which is the end of the step.
@@ -138,13 +138,18 @@ class Radau(ImplicitStepper):
             length, stages = self._last[0].item(), self._last[1]
             guess = self._weights([1.0 + c * h / length for c in C]) @ stages - stages[2]
 
-        def correction(z: Tensor) -> Tensor:
-            rates = torch.stack([field(time, y + row) for time, row in zip(times, z.unbind(), strict=True)])
-            change: Tensor = solve(z, h * rates)
-            return change
-
         solve = self._solver(("stages", h), lambda jacobian: self._stage_solver(jacobian, h, k))
-        found = newton(correction, guess, self._norm, self._eta, self._limit, self.settings.fixed)
+
+        def correction(z: Tensor) -> Tensor:
+            states = [y + row for row in z.unbind()]
+            rates = torch.stack([field(time, state) for time, state in zip(times, states, strict=True)])
+            if self._full:
+                residual = h * (k.a @ rates) - self._mass_times(z)
+                return self._exact(self._linearised(times, states), h).solve(residual.reshape(-1)).view_as(z)
+            found: Tensor = solve(z, h * rates)
+            return found
+
+        found = self._newton(correction, guess)
         return found.z if self._converged(found) else None
 
     def _stage_solver(self, jacobian: Linearisation, h: float, k: _Constants) -> Callable[[Tensor, Tensor], Tensor]:
@@ -160,8 +165,7 @@ class Radau(ImplicitStepper):
                 other = pair.solve(
                     k.left_pair @ rates.to(k.left_pair.dtype) - k.pair * (k.left_pair @ z.to(k.left_pair))
                 )
-                found: Tensor = torch.outer(k.right_real, own) + 2.0 * torch.outer(k.right_pair, other).real
-                return found
+                return torch.outer(k.right_real, own) + 2.0 * torch.outer(k.right_pair, other).real
 
             return solve
 
@@ -204,7 +208,7 @@ class Radau(ImplicitStepper):
         self._ends = stages
         if self.settings.taped and torch.is_grad_enabled():
             self._ends = self._recorded(t, h, y, jump, end, stages)
-        self._start, self._step = t, (float(h), h, y)
+        self._start, self._step = t, (number(h), h, y)
         return y + self._ends[2]
 
     def _recorded(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:
@@ -216,11 +220,15 @@ class Radau(ImplicitStepper):
         residual = h * (k.a @ rates) - self._mass_times(stages)
         if not residual.requires_grad:
             return stages
-        at = [
+        exact = self._exact(self._linearised(times, states), number(h))
+        return with_derivative(stages, exact.solve(residual.reshape(-1)).view(3, n))
+
+    def _linearised(self, times: list[Tensor], states: list[Tensor]) -> list[Linearisation]:
+        """A Jacobian for each stage."""
+        return [
             linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
             for time, state in zip(times, states, strict=True)
         ]
-        return with_derivative(stages, self._exact(at, float(h)).solve(residual.reshape(-1)).view(3, n))
 
     def _exact(self, at: list[Linearisation], h: float) -> Factored | Krylov:
         """The solver of ``(I x M - h A x J) dZ = r`` with a Jacobian for each stage."""
@@ -269,7 +277,7 @@ class Radau(ImplicitStepper):
 
     def piece(self) -> Piece:
         """See :class:`pynode.native.stepper.Stepper`."""
-        t, h, y, stages = float(self._start), self._step[0], self._step[2].detach(), self._ends.detach()
+        t, h, y, stages = number(self._start), self._step[0], self._step[2].detach(), self._ends.detach()
         linear, weights = self.settings.linear, self._weights
 
         def evaluate(times: Sequence[float], field: Field) -> Tensor:

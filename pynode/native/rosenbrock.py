@@ -13,9 +13,10 @@ from pynode.algorithms.rosenbrock import Rosenbrock as Options
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.linear_operator import Linearisation, Solver, linearise
+from pynode.native.linear_operator import DenseJacobian, Linearisation, Solver, linearise
 from pynode.native.once import once
 from pynode.native.rosenbrock_tableaus import ROSENBROCK
+from pynode.native.spectral_radius import spectral_radius
 from pynode.native.tangents import Tangents
 from pynode.problem import Field, nudged
 from pynode.transforms import number
@@ -88,6 +89,15 @@ class Rosenbrock:
         with torch.no_grad():
             self._need(len(self.tableau.b))
             return measure(self._plus(torch.zeros_like(self._y1), self.tableau.b_error).detach(), 1.0)
+
+    def jacobian_norm(self) -> float:
+        """A bound of the largest eigenvalue of ``df/dy`` at the start of the last attempt."""
+        if isinstance(self._linearisation, DenseJacobian):
+            return number(self._linearisation.matrix.abs().sum(1).amax())
+        assert self._linearisation is not None
+        y = self._step[4].detach()
+        with torch.no_grad():
+            return spectral_radius(lambda x: self._linearisation.times(x - y), y, torch.zeros_like(y))[1]  # type: ignore[union-attr]
 
     def interpolate(self, thetas: Sequence[Any], derivative: bool = False) -> Tensor:
         _, h, _, _, y = self._step

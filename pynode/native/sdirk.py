@@ -19,8 +19,8 @@ from pynode.native.hermite import between
 from pynode.native.implicit import ImplicitStepper, Settings, with_derivative
 from pynode.native.implicit_tableaus import ImplicitTableau
 from pynode.native.linear_operator import Solver, linearise
-from pynode.native.newton import newton
 from pynode.problem import Field
+from pynode.transforms import number
 
 
 class SDIRK(ImplicitStepper):
@@ -98,10 +98,15 @@ class SDIRK(ImplicitStepper):
             gamma = row[i]
 
             def correction(z: Tensor, time: Tensor = time, base: Tensor = base, gamma: float = gamma) -> Tensor:
-                rate = self.field(time, torch.add(base, z, alpha=gamma))
-                return solver.solve(torch.sub(h * rate, self._mass_times(z)))
+                state = torch.add(base, z, alpha=gamma)
+                residual = torch.sub(h * self.field(time, state), self._mass_times(z))
+                if self._full:
+                    return (
+                        linearise(self.field, time, state, self.settings.linsolve).operator(gamma * h).solve(residual)
+                    )
+                return solver.solve(residual)
 
-            found = newton(correction, guess, self._norm, self._eta, self._limit, self.settings.fixed)
+            found = self._newton(correction, guess)
             if not self._converged(found):
                 return None
             stages[i] = found.z
@@ -126,7 +131,7 @@ class SDIRK(ImplicitStepper):
             if weight:
                 y1 = torch.add(y1, z, alpha=weight)
         self._start, self._end, self._sides = t, end, (self._jump, jump)
-        self._step = (float(h), h, y, y1)
+        self._step = (number(h), h, y, y1)
         self._end_slope = rows[-1] / h
         return y1
 
@@ -147,7 +152,7 @@ class SDIRK(ImplicitStepper):
             residual = h * self.field(time, state) - self._mass_times(rows[i])
             if residual.requires_grad:
                 exact = linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
-                rows[i] = with_derivative(rows[i], exact.operator(row[i] * float(h)).solve(residual))
+                rows[i] = with_derivative(rows[i], exact.operator(row[i] * number(h)).solve(residual))
 
     def _error(self, measure: ErrorNorm) -> float:
         tableau, stages, h = self.tableau, self._found, self._step[0]
@@ -190,7 +195,7 @@ class SDIRK(ImplicitStepper):
         with torch.no_grad():
             slopes = self._slopes()
         h, _, y, y1 = self._step
-        t, ends = float(self._start), (y.detach(), y1.detach())
+        t, ends = number(self._start), (y.detach(), y1.detach())
         kept = None if slopes is None else (slopes[0].detach(), slopes[1].detach())
 
         def evaluate(times: Sequence[float], field: Field) -> Tensor:

@@ -113,6 +113,7 @@ def _refusal() -> GradientError:
             "a pullback through f lost its graph, so that f has no derivatives along directions",
             "an f that torch can differentiate twice: Rosenbrock methods need that where f depends on time, and for "
             "gradients",
-            "write f without once-differentiable functions, or use an implicit method that needs the Jacobian alone",
+            "write f without once-differentiable functions, or use an implicit method that needs the Jacobian alone, "
+            "such as KenCarp4()",
         )
     )
