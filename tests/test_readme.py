@@ -12,7 +12,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_readmes_python_blocks_run() -> None:
     torch.manual_seed(0)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), scope)
