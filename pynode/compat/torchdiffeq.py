@@ -20,8 +20,7 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
   ``y0``.
 - Events: see :mod:`pynode.compat.torchdiffeq_events`.
 - Tuple tolerances need no separate ``adjoint_rtol`` and ``adjoint_atol``.
-
-Not offered yet, with an error that says what to use instead: Adams, implicit and SciPy methods, ``heun3``.
+- Not offered yet, with an error that says what to use instead: Adams, implicit and SciPy methods, ``heun3``.
 """
 
 from __future__ import annotations
