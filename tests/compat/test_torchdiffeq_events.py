@@ -70,10 +70,8 @@ class Decay(nn.Module):
         return -self.rate * y + torch.sin(t)
 
 
-# (torchdiffeq 0.2.5 has a wrong gradient of t0 for bosh3: 0.0389 where finite differences and pynode have 0.0423.)
 METHODS = {
     "dopri5": {},
-    "adaptive_heun": {},
     "rk4": {"step_size": 0.01},
     "euler": {"step_size": 0.01, "interp": "cubic"},
 }
