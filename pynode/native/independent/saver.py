@@ -109,7 +109,8 @@ class Saver:
             extend(
                 record.tableau,
                 field,
-                *(torch.from_numpy((x * self._sign[ids])[rows]).to(k.device) for x in (t, t1)),
+                torch.from_numpy((t * self._sign[ids])[rows]).to(k.device),
+                torch.from_numpy((t1 * self._sign[ids])[rows]).to(k.device),
                 start,
                 stages,
                 k.all,
