@@ -165,7 +165,7 @@ def over(found: Points, library: str, what: str) -> list[float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this experiment."""
     parser.add_argument("--batch", type=int, default=256, help="rows (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds of slots (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds of slots (%(default)s)")
     parser.add_argument("--without-torchode", action="store_true", help="only joint stepping beside ours")
     parser.add_argument(
         "--quick", action="store_true", help="few rows, tolerances and rounds: a look, not a measurement"
