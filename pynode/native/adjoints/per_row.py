@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,14 +72,11 @@ class RowAdjoint:
         GradientError
             Where a cotangent belongs to a state that was not reached, or f is no longer what it was.
         """
-        full = np.broadcast_to(self.times, self.wanted.shape)
-        at_start = full == self.starts[:, None]
-        still = (self.starts == self.ends) | (self.record.accepted == 0)
-        initial = at_start & (still | (not (self.derivative or (self.moving and self.own_times))))[:, None]
+        initial = self.record.initial(self.times, self.derivative, self.own_times, self.moving)
         pending = self.wanted & ~initial
         if self.derivative and (self.wanted & initial).any():
             self._initial_derivative(self.wanted & initial)
-        alive = np.zeros(len(full), dtype=np.bool_)
+        alive = np.zeros(len(initial), dtype=np.bool_)
         for one in reversed(kept_rounds(self.record)):
             at, columns = one.within(self.times, self.starts)
             asked = pending[one.ids[at], columns]
@@ -243,7 +239,8 @@ class RowAdjoint:
         self.compared = True
         rows = self.record.rows(ended)
         end = self.record.ends.index_select(0, self.record.rows(one.ids[places][ended]))
-        size: Any = torch.maximum(end.abs().amax(dim=1), one.y.index_select(0, self.record.rows(places[ended])).abs().amax(dim=1))  # fmt: skip  # noqa: E501
+        start = one.y.index_select(0, self.record.rows(places[ended]))
+        size = torch.maximum(end.abs().amax(dim=1), start.abs().amax(dim=1))
         distance = (y1.index_select(0, rows) - end).abs().amax(dim=1)
         if not bool((distance <= math.sqrt(torch.finfo(end.dtype).eps) * size).all()):
             raise GradientError(

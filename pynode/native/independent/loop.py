@@ -212,13 +212,11 @@ class _Loop:
         if stuck is not None:
             running.size[stuck] = taken[stuck]
             self._too_small(stuck, done)
-            going: Bools = accepted[~(stuck | done)]
-            return going
-        if done.any():
+            done |= stuck
+        elif done.any():
             self._leave(done, ReturnCode.Success)
-            staying: Bools = accepted[~done]
-            return staying
-        return accepted
+        going_on: Bools = accepted[~done]
+        return going_on
 
     def _keep(self, places: Indices | None, t: Floats, t1: Floats) -> None:
         """Remember the steps that were accepted, at ``places`` (everywhere where None)."""

@@ -102,6 +102,16 @@ class RowRecord:
         """Indices on the state's device."""
         return torch.from_numpy(indices).to(self.problem.rows.device)
 
+    def initial(self, times: Floats, derivative: bool, own_times: bool, moving: bool) -> Bools:
+        """Which of times (1 or B, M) are answered by the initial states, (B, M): all starts of rows without a step,
+        and other starts where they have no gradient of their own and no slope is asked for."""
+        starts, ends = self.problem.row_times.starts, self.problem.row_times.ends
+        still = (starts == ends) | (self.accepted == 0)
+        whole = not (derivative or (moving and own_times))
+        at_start = np.broadcast_to(times, (len(starts), times.shape[1])) == starts[:, None]
+        found: Bools = at_start & (still | whole)[:, None]
+        return found
+
     def is_boundary(self, times: Floats, ends: Floats, ids: Indices, own_times: bool, moving: bool) -> Bools:
         """Whether times (m,) that rows ``ids`` passed are the ``ends`` (m,) of their steps, with the gradient of
         these: of the steps themselves where times have gradients of their own."""

@@ -14,6 +14,7 @@ from pynode.native.runge_kutta import coefficients
 from pynode.solution import Counts
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
 def kept_rounds(record: RowRecord) -> list[Round]:
@@ -78,48 +79,44 @@ def taped(record: RowRecord, times: Floats, tensor: Tensor, derivative: bool, ow
     ``tensor``: ``times`` connected to the user's. Rejected steps are not on the tape, so that what is not finite in
     them cannot reach a gradient.
     """
-    problem, tableau, request = record.problem, record.tableau, record.request
-    batch, moving = problem.rows.batch, request.time_gradient
-    starts, ends = problem.row_times.starts, problem.row_times.ends
-    counts = request.stats.forward
+    problem, tableau, moving = record.problem, record.tableau, record.request.time_gradient
+    batch, counts = problem.rows.batch, record.request.stats.forward
     y = problem.y0
     span = problem.row_times.span(problem.t)
     pieces: list[Tensor] = []
-    where: list[NDArray[np.int64]] = []
-
-    def put(columns: NDArray[np.int64], rows: NDArray[np.int64], states: Tensor) -> None:
-        pieces.append(states)
-        where.append(columns * batch + rows)
-
-    full = np.broadcast_to(times, (batch, times.shape[1]))
-    initial = (full == starts[:, None]) & ((starts == ends) | (record.accepted == 0) | (not derivative and not (moving and own_times)))[:, None]  # fmt: skip  # noqa: E501
+    where: list[Indices] = []
+    initial = record.initial(times, derivative, own_times, moving)
     rows, columns = np.nonzero(initial)
-    if derivative and len(rows):
-        field = problem.field_of(record.rows(rows), counts)
-        put(columns, rows, field(field.time(span[0].index_select(0, record.rows(rows))), y.index_select(0, record.rows(rows))))  # fmt: skip  # noqa: E501
-    elif len(rows):
-        put(columns, rows, y.index_select(0, record.rows(rows)))
+    if len(rows):
+        chosen = record.rows(rows)
+        start = y.index_select(0, chosen)
+        if derivative:
+            field = problem.field_of(chosen, counts)
+            start = field(field.time(span[0].index_select(0, chosen)), start)
+        pieces.append(start)
+        where.append(columns * batch + rows)
     for one in kept_rounds(record):
         chosen = record.rows(one.ids)
         field = problem.field_of(chosen, counts)
         state = y.index_select(0, chosen)
         t, t1 = boundaries(record, one, span)
         y1, stages, _ = step(tableau, field, t, t1, state)
-        at, columns = one.within(times, starts)
+        at, columns = one.within(times, record.problem.row_times.starts)
         fresh = ~initial[one.ids[at], columns]
         at, columns = at[fresh], columns[fresh]
-        if len(at):
-            asked = times[0 if len(times) == 1 else one.ids[at], columns]
-            plain = record.is_boundary(asked, one.t1[at], one.ids[at], own_times, moving) & (not derivative)
-            put(columns[plain], one.ids[at][plain], y1.index_select(0, record.rows(at[plain])))
-            at, columns, asked = at[~plain], columns[~plain], asked[~plain]
+        asked = times[0 if len(times) == 1 else one.ids[at], columns]
+        plain = record.is_boundary(asked, one.t1[at], one.ids[at], own_times, moving) & (not derivative)
+        if plain.any():
+            pieces.append(y1.index_select(0, record.rows(at[plain])))
+            where.append(columns[plain] * batch + one.ids[at[plain]])
+        at, columns = at[~plain], columns[~plain]
         if len(at):
             extend(tableau, field, t, t1, state, stages, coefficients(tableau, y.dtype, y.device).all)
-            points = tensor[record.rows(columns)] if tensor.ndim == 1 else tensor[record.rows(one.ids[at]), record.rows(columns)]  # fmt: skip  # noqa: E501
-            places = record.rows(at)
-            h = t1 - t
+            places, h, series = record.rows(at), t1 - t, record.rows(columns)
+            points = tensor[series] if tensor.ndim == 1 else tensor[record.rows(one.ids[at]), series]
             thetas = (points.to(h) - t.index_select(0, places)) / h.index_select(0, places)
-            put(columns, one.ids[at], interpolated(tableau, stages, state, h, places, thetas, derivative))
+            pieces.append(interpolated(tableau, stages, state, h, places, thetas, derivative))
+            where.append(columns * batch + one.ids[at])
         y = y.index_copy(0, chosen, y1)
     flat = y.new_full((times.shape[1] * batch, problem.rows.size), float("nan"))
     if pieces:
@@ -135,14 +132,9 @@ def boundaries(record: RowRecord, one: Round, span: Tensor) -> tuple[Tensor, Ten
     t, t1 = (torch.from_numpy(x).to(span.device) for x in (one.t, one.t1))
     if not span.requires_grad:
         return t, t1
-    first = record_mask(one.t == times.starts[one.ids], span)
-    last = record_mask(one.t1 == times.ends[one.ids], span)
+    first = torch.from_numpy(one.t == times.starts[one.ids]).to(span.device)
+    last = torch.from_numpy(one.t1 == times.ends[one.ids]).to(span.device)
     return (
         torch.where(first, span[0].index_select(0, chosen), t),
         torch.where(last, span[1].index_select(0, chosen), t1),
     )
-
-
-def record_mask(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
-    """A mask on a tensor's device."""
-    return torch.from_numpy(mask).to(like.device)
