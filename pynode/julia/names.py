@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Symplectic
+from pynode.algorithms import ALGORITHMS, Algorithm, Implicit, JuliaAlgorithm, Reversible, Symplectic
 from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.julia.runtime import Julia
 from pynode.sensealg import (
@@ -32,6 +32,8 @@ def number_of(engine: Julia, algorithm: Algorithm) -> int:
     """Julia's number of an algorithm."""
     if isinstance(algorithm, JuliaAlgorithm):
         return engine.named(algorithm.expression) if algorithm.expression else engine.held(algorithm.object)
+    if isinstance(algorithm, Implicit) and algorithm.linsolve == "gmres":
+        return engine.named(f"{algorithm.name}(linsolve = KrylovJL_GMRES())")
     if algorithm.name in _TABLEAUS:
         return engine.named(_tableau(algorithm.name))
     return engine.named(_OTHER.get(algorithm.name, f"{algorithm.name}()"))

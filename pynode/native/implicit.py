@@ -91,6 +91,8 @@ class ImplicitStepper(ABC):
         self._jump = 0.0
         self._given: Tensor | None = None
         self._found: Tensor | None = None
+        #: By how much the corrections on the tape would have moved the end of the step.
+        self._moved: Tensor | None = None
 
     # What a method is.
 
@@ -117,6 +119,7 @@ class ImplicitStepper(ABC):
         self._norm.start(start)
         self.repeats = self._norm.reach()
         stages, self._given = self._given, None
+        known, self._moved = stages is not None, None
         if stages is None:
             with torch.no_grad():
                 stages = self._stages(number(t), number(h), start, jump, number(end))
@@ -125,7 +128,10 @@ class ImplicitStepper(ABC):
         if stages is None:
             # What is not finite is found out by the loop, what did not converge by what it is told.
             return y if self.failure else torch.full_like(start, torch.nan)
-        return self._finish(t, h, y, jump, end, stages)
+        y1 = self._finish(t, h, y, jump, end, stages)
+        # Of stages that were taken from the solve, not searched for, the correction tells whether f is still the same:
+        # its value, which the derivative goes without, shows in the state that a repeated step is judged by.
+        return y1 + self._moved if known and self._moved is not None else y1
 
     def error_ratio(self, measure: ErrorNorm) -> float:
         """See :class:`pynode.native.stepper.Stepper`; infinite where the stages were not found."""

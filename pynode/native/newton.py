@@ -76,8 +76,9 @@ class NewtonNorm:
         return math.sqrt(torch.dot(ratio, ratio).item() / ratio.numel())
 
     def reach(self) -> float:
-        """How far apart, in the largest element, two iterations can end that both converged."""
-        return 2.0 * self.kappa * self._scale.max().item() * math.sqrt(self._scale.numel())
+        """How far from each other, in the largest element, two iterations are sure to end: within the tolerance of the
+        step itself, of which what each leaves is a small part."""
+        return max(1.0, 100.0 * self.kappa) * self._scale.max().item() * math.sqrt(self._scale.numel())
 
 
 def newton(
