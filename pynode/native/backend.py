@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import Algorithm, FixedStep, Implicit, Reversible, Symplectic
+from pynode.algorithms.implicit import SDIRK, RadauIIA5
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -30,7 +31,7 @@ from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.methods import known, stepper_of
+from pynode.native.methods import known, stepper_of, vectors_carried
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
@@ -187,7 +188,7 @@ def _store(request: Request) -> EveryStep | None:
     bound = sensealg.checkpoints
     if sensealg.max_memory is not None:
         layout, algorithm = request.problem.layout, request.algorithm
-        vectors = 1 + (REVERSIBLE[algorithm.name].carries if isinstance(algorithm, Reversible) else 0)
+        vectors = 1 + vectors_carried(algorithm)
         size = vectors * layout.size * layout.dtype.itemsize
         bound = int(sensealg.max_memory // size)
         if bound < 2:
@@ -256,6 +257,14 @@ class NativeBackend:
 
     def solve(self, request: Request) -> NativeRecord:
         problem, sensealg = request.problem, request.sensealg
+        if transformed() and isinstance(request.algorithm, SDIRK | RadauIIA5):
+            raise UnsupportedError(
+                explain(
+                    f"{request.algorithm.name} inside a transform of torch.func or a dual level",
+                    "plain autograd, whose tape the implicit function theorem is written for",
+                    "batch the states in y0 yourself and call backward(), or use Tsit5()",
+                )
+            )
         mesh = None if request.algorithm.adaptive else self._mesh(request, problem.t)
         t, t_end = problem.times[0], problem.times[-1]
         ahead = math.copysign(math.inf, t_end - t)

@@ -73,6 +73,8 @@ class ImplicitStepper(ABC):
 
     order: int
     error_order: int
+    #: Rows of the stages.
+    stages: int
     #: Most iterations of one search in adaptive steps.
     limit: int
     #: A rate of convergence above which the Jacobian is not kept for the next step.
@@ -126,8 +128,10 @@ class ImplicitStepper(ABC):
         self.untaped = self.field.counts.nfe - before
         self._found = stages
         if stages is None:
-            # What is not finite is found out by the loop, what did not converge by what it is told.
-            return y if self.failure else torch.full_like(start, torch.nan)
+            # What did not converge the loop is told; what is not finite it finds out.
+            with torch.no_grad():
+                lost = self._finish(t, h, start, jump, end, start.new_full((self.stages, start.numel()), torch.nan))
+            return y if self.failure else lost
         y1 = self._finish(t, h, y, jump, end, stages)
         # Of stages that were taken from the solve, not searched for, the correction tells whether f is still the same:
         # its value, which the derivative goes without, shows in the state that a repeated step is judged by.
@@ -160,9 +164,11 @@ class ImplicitStepper(ABC):
             found = self._search(t, h, y, jump, end)
         if found is None and self.settings.fixed:
             # A given step cannot be made smaller: Newton's own iteration, with a Jacobian for every iterate.
-            self._full = True
+            why, self._full = self.failure, True
             found = self._search(t, h, y, jump, end)
             self._full = False
+            if found is None:
+                self.failure = why or self.failure
         return found
 
     def _linearise(self, t: float, y: Tensor) -> None:

@@ -115,6 +115,15 @@ def known(algorithm: Algorithm) -> bool:
     return algorithm.name in (TABLEAUS if family is None else family.names)
 
 
+def vectors_carried(algorithm: Algorithm) -> int:
+    """How many vectors of the state's size are kept of a step of the algorithm beside the state it starts from."""
+    if isinstance(algorithm, Reversible):
+        return REVERSIBLE[algorithm.name].carries
+    if isinstance(algorithm, SDIRKMethod):
+        return 1 + len(IMPLICIT_TABLEAUS[algorithm.name].c)
+    return 6 if isinstance(algorithm, RadauIIA5) else 0
+
+
 def stepper_of(algorithm: Algorithm, field: Field, request: Request, taped: bool, compiled: bool = True) -> Stepper:
     """A stepper for ``algorithm`` on ``field``.
 

@@ -83,6 +83,7 @@ class Radau(ImplicitStepper):
     """
 
     order = 5
+    stages = 3
     #: The estimate is O(h^4), by a formula of order 3.
     error_order = 4
     limit = 7

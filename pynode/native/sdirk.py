@@ -46,6 +46,7 @@ class SDIRK(ImplicitStepper):
         super().__init__(field, settings)
         self.tableau = tableau
         self.order, self.error_order = tableau.order, tableau.error_order
+        self.stages = len(tableau.c)
         self._guesses = _guesses(tableau)
         self._slope = torch.empty(0)
         self._end_slope = torch.empty(0)

