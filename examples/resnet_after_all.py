@@ -2,8 +2,8 @@
 
     python examples/resnet_after_all.py                     # concentric spheres in the plane, 5 seeds, all parts
     python examples/resnet_after_all.py --quick             # less of everything, below two minutes
-    python examples/resnet_after_all.py --data digits       # images with a convolutional field: scikit-learn's digits,
-    python examples/resnet_after_all.py --data FOLDER       # ... or the IDX files of (Fashion-)MNIST in a folder
+
+``resnet_after_all_images.py`` is the same with images and a convolutional field.
 
 The experiment of Ott, Katiyar, Hennig and Tiemann (2021, "ResNet after all? Neural ODEs and their numerical solution").
 Three rings in the plane, the middle one another class than the inner and the outer one: a flow followed by a linear

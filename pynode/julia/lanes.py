@@ -38,7 +38,6 @@ _KEPT = 4  # of one field and signature: with gradients and without, at other to
 _TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN = (int, float, str, Algorithm, SensitivityAlgorithm, PIDController, type(None))
 
-
 _parted: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]] = torch._utils._unflatten_dense_tensors
 
 
@@ -113,10 +112,11 @@ class LaneRecord(JuliaRecord):
         self.engine, self.route = lane.engine, lane.route.again()
         self.stats, self.device = Stats(), y0.device
         self.t, self.retcode, self.detail, self.solution = lane.times[-1], ReturnCode.Success, "", 0
-        self._request = None
         self.versions: list[int] = []
 
-    def made(self) -> Request:
+    @functools.cached_property
+    def request(self) -> Request:
+        """What was asked, the problem included, which no repetition needs."""
         problem = ODEProblem(*self.asked)
         dependencies = None
         if self.lane.request.differentiable:

@@ -17,7 +17,7 @@ class JuliaRecord:
     """A solve in Julia: its request, how it ended, its saved values, and the number Julia knows it by."""
 
     def __init__(self, request: Request, engine: Julia, route: Route) -> None:
-        self._request: Request | None = request
+        self._request = request
         self.engine, self.route = engine, route
         self.stats, self.device = request.stats, request.problem.layout.device
         self.solution = 0
@@ -33,13 +33,7 @@ class JuliaRecord:
     @property
     def request(self) -> Request:
         """What was asked."""
-        if self._request is None:
-            self._request = self.made()
         return self._request
-
-    def made(self) -> Request:
-        """The request, where it was not there from the beginning."""
-        raise NotImplementedError
 
     def kept(self) -> int:
         """Julia's number of the solution, with dense output."""
