@@ -310,8 +310,8 @@ def test_save_points_never_change_the_steps(name, direction):
     problem = BY_NAME[direction]
     algorithm = ALGORITHMS[name](steps=20) if name not in ADAPTIVE else ALGORITHMS[name]()
     solve = functools.partial(pynode.solve, problem.f, problem.y0(), algorithm=algorithm, rtol=1e-4, atol=1e-4)
-    # Adams methods of torchdiffeq's evaluate the slope at the end, which begins the next step; the midpoint rule's cubic
-    # needs the slopes at both ends, neither of which is a stage.
+    # Adams methods of torchdiffeq's evaluate the slope at the end, which begins the next step; the midpoint rule's
+    # cubic needs the slopes at both ends, neither of which is a stage.
     more = 2 * (name == "ImplicitMidpoint") + issubclass(ALGORITHMS[name], FixedAdams)
     extra = len(TABLEAUS[name].dense_c) if name in TABLEAUS else more
     few = solve(problem.times(2))

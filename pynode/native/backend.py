@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import FBDF, Algorithm, AutoSwitch, FixedStep, Implicit, Reversible, Stabilized, Symplectic
+from pynode.algorithms.implicit import SDIRK, RadauIIA5
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -266,6 +267,14 @@ class NativeBackend:
 
     def solve(self, request: Request) -> NativeRecord:
         problem, sensealg = request.problem, request.sensealg
+        if transformed() and isinstance(request.algorithm, SDIRK | RadauIIA5):
+            raise UnsupportedError(
+                explain(
+                    f"{request.algorithm.name} inside a transform of torch.func or a dual level",
+                    "plain autograd, whose tape the implicit function theorem is written for",
+                    "batch the states in y0 yourself and call backward(), or use Tsit5()",
+                )
+            )
         mesh = None if request.algorithm.adaptive else self._mesh(request, problem.t)
         t, t_end = problem.times[0], problem.times[-1]
         ahead = math.copysign(math.inf, t_end - t)

@@ -25,7 +25,6 @@ from pynode.native.error_norm import ErrorNorm
 from pynode.native.history import derivative_weights, interpolation_weights, lengthened, nodes_of
 from pynode.native.implicit import ImplicitStepper, Settings, with_derivative
 from pynode.native.linear_operator import Solver, linearise
-from pynode.native.newton import newton
 from pynode.native.order_choice import OrderChoice
 from pynode.problem import Field
 from pynode.transforms import number
@@ -189,7 +188,7 @@ class BDF(ImplicitStepper):
             rate = self.field(time, start + d)
             return solver.solve(torch.sub(c * rate, self._mass_times(d + slope / gamma)))
 
-        found = newton(correction, torch.zeros_like(y), self._norm, self._eta, self._limit, False)
+        found = self._newton(correction, torch.zeros_like(y))
         return found.z if self._converged(found) else None
 
     def _finish(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:

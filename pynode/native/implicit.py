@@ -73,6 +73,8 @@ class ImplicitStepper(ABC):
 
     order: int
     error_order: int
+    #: Rows of the stages.
+    stages: int
     #: Most iterations of one search in adaptive steps.
     limit: int
     #: A rate of convergence above which the Jacobian is not kept for the next step.
@@ -91,6 +93,8 @@ class ImplicitStepper(ABC):
         self._jump = 0.0
         self._given: Tensor | None = None
         self._found: Tensor | None = None
+        #: By how much the corrections on the tape would have moved the end of the step.
+        self._moved: Tensor | None = None
 
     # What a method is.
 
@@ -117,15 +121,21 @@ class ImplicitStepper(ABC):
         self._norm.start(start)
         self.repeats = self._norm.reach()
         stages, self._given = self._given, None
+        known, self._moved = stages is not None, None
         if stages is None:
             with torch.no_grad():
                 stages = self._stages(number(t), number(h), start, jump, number(end))
         self.untaped = self.field.counts.nfe - before
         self._found = stages
         if stages is None:
-            # What is not finite is found out by the loop, what did not converge by what it is told.
-            return y if self.failure else torch.full_like(start, torch.nan)
-        return self._finish(t, h, y, jump, end, stages)
+            # What did not converge the loop is told; what is not finite it finds out.
+            with torch.no_grad():
+                lost = self._finish(t, h, start, jump, end, start.new_full((self.stages, start.numel()), torch.nan))
+            return y if self.failure else lost
+        y1 = self._finish(t, h, y, jump, end, stages)
+        # Of stages that were taken from the solve, not searched for, the correction tells whether f is still the same:
+        # its value, which the derivative goes without, shows in the state that a repeated step is judged by.
+        return y1 + self._moved if known and self._moved is not None else y1
 
     def error_ratio(self, measure: ErrorNorm) -> float:
         """See :class:`pynode.native.stepper.Stepper`; infinite where the stages were not found."""
@@ -154,9 +164,11 @@ class ImplicitStepper(ABC):
             found = self._search(t, h, y, jump, end)
         if found is None and self.settings.fixed:
             # A given step cannot be made smaller: Newton's own iteration, with a Jacobian for every iterate.
-            self._full = True
+            why, self._full = self.failure, True
             found = self._search(t, h, y, jump, end)
             self._full = False
+            if found is None:
+                self.failure = why or self.failure
         return found
 
     def _linearise(self, t: float, y: Tensor) -> None:

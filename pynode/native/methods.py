@@ -159,6 +159,7 @@ FAMILIES: dict[type[Algorithm], Family] = {
         lambda algorithm, field, taped, request: SDIRK(
             IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
         ),
+        lambda algorithm: 1 + len(IMPLICIT_TABLEAUS[algorithm.name].c),
     ),
     VCABM: Family(
         ("VCABM",),
@@ -175,6 +176,7 @@ FAMILIES: dict[type[Algorithm], Family] = {
     RadauIIA5: Family(
         ("RadauIIA5",),
         lambda algorithm, field, taped, request: Radau(field, settings_of(algorithm, field, taped, request)),
+        lambda algorithm: 6,
     ),
 }
 

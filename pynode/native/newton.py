@@ -56,6 +56,7 @@ class NewtonNorm:
         self._kappa = 1.0 if fixed else min(0.01, math.sqrt(least))
         self.kappa = self._kappa
         self._scale = torch.empty(0)
+        self._relative = 0.0
 
     def start(self, y: Tensor) -> None:
         """Scale for a step from ``y`` (n,)."""
@@ -64,7 +65,9 @@ class NewtonNorm:
         if self._fixed:
             tolerance = max(1e-11, 50.0 * eps)
             scale = tolerance * (size + torch.linalg.vector_norm(y) / math.sqrt(y.numel()))
-            self._scale = scale.clamp_min(torch.finfo(y.dtype).tiny / eps)
+            # A state of zero says nothing about size: see ``least``. The bound keeps squares from overflowing.
+            self._scale = scale.clamp_min(torch.finfo(y.dtype).tiny ** (1 / 3))
+            self._relative = tolerance
             return
         self._scale = self._atol + self._rtol * size
         # Corrections of the size of rounding errors shrink no more.
@@ -75,9 +78,14 @@ class NewtonNorm:
         ratio = (x / self._scale).reshape(-1)
         return math.sqrt(torch.dot(ratio, ratio).item() / ratio.numel())
 
+    def least(self, z: Tensor) -> float:
+        """The norm of corrections that change an iterate no more than given steps ask for."""
+        return self._relative * self(z) if self._relative else 0.0
+
     def reach(self) -> float:
-        """How far apart, in the largest element, two iterations can end that both converged."""
-        return 2.0 * self.kappa * self._scale.max().item() * math.sqrt(self._scale.numel())
+        """How far from each other, in the largest element, two iterations are sure to end: within the tolerance of the
+        step itself, of which what each leaves is a small part."""
+        return max(1.0, 100.0 * self.kappa) * self._scale.max().item() * math.sqrt(self._scale.numel())
 
 
 def newton(
@@ -107,7 +115,7 @@ def newton(
             eta = theta / (1.0 - theta) if theta < 1.0 else math.inf
             if theta > worst or (worst <= 1.0 and not eta * size * theta ** (limit - k) <= norm.kappa):
                 return Found(z, False, True, k, rate, eta)
-        if size == 0.0 or eta * size <= norm.kappa:
+        if size == 0.0 or eta * size <= norm.kappa or (k > 1 and eta * size <= norm.least(z)):
             return Found(z, True, True, k, rate, eta)
         last = size
     return Found(z, False, True, limit, rate, eta)

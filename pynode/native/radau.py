@@ -83,6 +83,7 @@ class Radau(ImplicitStepper):
     """
 
     order = 5
+    stages = 3
     #: The estimate is O(h^4), by a formula of order 3.
     error_order = 4
     limit = 7
@@ -221,7 +222,9 @@ class Radau(ImplicitStepper):
         if not residual.requires_grad:
             return stages
         exact = self._exact(self._linearised(times, states), number(h))
-        return with_derivative(stages, exact.solve(residual.reshape(-1)).view(3, n))
+        correction = exact.solve(residual.reshape(-1)).view(3, n)
+        self._moved = correction[2].detach()
+        return with_derivative(stages, correction)
 
     def _linearised(self, times: list[Tensor], states: list[Tensor]) -> list[Linearisation]:
         """A Jacobian for each stage."""

@@ -46,6 +46,7 @@ class SDIRK(ImplicitStepper):
         super().__init__(field, settings)
         self.tableau = tableau
         self.order, self.error_order = tableau.order, tableau.error_order
+        self.stages = len(tableau.c)
         self._guesses = _guesses(tableau)
         self._slope = torch.empty(0)
         self._end_slope = torch.empty(0)
@@ -152,7 +153,11 @@ class SDIRK(ImplicitStepper):
             residual = h * self.field(time, state) - self._mass_times(rows[i])
             if residual.requires_grad:
                 exact = linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
-                rows[i] = with_derivative(rows[i], exact.operator(row[i] * number(h)).solve(residual))
+                correction = exact.operator(row[i] * number(h)).solve(residual)
+                rows[i] = with_derivative(rows[i], correction)
+                if tableau.b[i]:
+                    share = tableau.b[i] * correction.detach()
+                    self._moved = share if self._moved is None else self._moved + share
 
     def _error(self, measure: ErrorNorm) -> float:
         tableau, stages, h = self.tableau, self._found, self._step[0]

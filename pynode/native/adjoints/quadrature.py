@@ -14,7 +14,7 @@ from pynode.native.adjoints.accumulator import Accumulator
 from pynode.native.adjoints.backward import Against, Solver, channel_norm, tolerances
 from pynode.native.adjoints.continuous import sweep
 from pynode.native.adjoints.products import Products
-from pynode.native.dense import Pieces
+from pynode.native.dense import Pieces, step_at
 from pynode.sensealg import QuadratureAdjoint
 
 if TYPE_CHECKING:
@@ -102,6 +102,12 @@ class _Quadrature:
         stack = [(stretch.mesh[0], stretch.mesh[-1], 0)]
         while stack:
             start, end, depth = stack.pop()
+            first, last = step_at(stretch.mesh, start), step_at(stretch.mesh, end)
+            if last - first > len(_NODES):
+                # So many steps of the adjoint may hide what no node sees: a layer that stiffness makes thin, say.
+                middle = stretch.mesh[(first + last) // 2 + 1]
+                stack += [(middle, end, depth), (start, middle, depth)]
+                continue
             kronrod, error, noise = self._rule(stretch, start, end)
             size = _rms(
                 [s if k is None else k if s is None else s + k for s, k in zip(total.sums, kronrod, strict=True)]
