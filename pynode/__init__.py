@@ -42,7 +42,7 @@ from pynode.algorithms import (
     Vern9,
     Yoshida6,
 )
-from pynode.controllers import IController, PIController, PIDController
+from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
 from pynode.recommend import Recommendation, recommend
@@ -109,6 +109,7 @@ __all__ = [
     "Midpoint",
     "PIController",
     "PIDController",
+    "PredictiveController",
     "PynodeError",
     "QuadratureAdjoint",
     "RadauIIA5",

@@ -40,7 +40,8 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ReturnCode.MaxIters: (
         "to reach the final time within the limit",
         "raise max_steps; if the steps are much smaller than the solution's features the problem is stiff for an "
-        "explicit method or the tolerances are too tight: raise rtol and atol, or rescale the model",
+        "explicit method (take an implicit one, such as KenCarp4()) or the tolerances are too tight: raise rtol and "
+        "atol, or rescale the model",
     ),
     ReturnCode.DtLessThanMin: (
         "a step that meets the tolerance and still advances time",
@@ -54,8 +55,8 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ),
     ReturnCode.ConvergenceFailure: (
         "an iteration that converges, as it does for steps that are small enough where f is smooth",
-        "take smaller fixed steps, or drop dt, steps and mesh so that the steps adapt; check f for jumps (name their times "
-        "in d_discontinuities=) and a jac= of your own against torch's (drop it)",
+        "take smaller fixed steps, or drop dt, steps and mesh so that the steps adapt; check f for jumps (name their "
+        "times in d_discontinuities=) and a jac= of your own against torch's (drop it)",
     ),
     ReturnCode.InitialFailure: (
         "finite f(t0, y0)",

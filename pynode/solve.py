@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
+from pynode.algorithms import Algorithm, Implicit, JuliaAlgorithm, Tsit5, algorithm_from_name
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
-from pynode.controllers import IController, PIDController
+from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.graph_break import eager
 from pynode.problem import ODEProblem, check_times
@@ -110,7 +110,7 @@ def solve(
         What is saved; the states at ``t`` by default. Times alone mean ``SaveAt(ts=times)``. Save points are
         interpolated and never change the steps.
     controller : PIDController, optional
-        Step-size control; ``IController()`` by default.
+        Step-size control; ``IController()`` by default, ``PredictiveController()`` for implicit methods.
     max_steps : int
         Largest number of attempted steps.
     throw : bool
@@ -262,7 +262,7 @@ def solve(
         rtol=rtol,
         atol=atol,
         norm=norm,
-        controller=IController() if controller is None else controller,
+        controller=_controller(algorithm) if controller is None else controller,
         max_steps=max_steps,
         dt0=dt0,
         dtmin=dtmin,
@@ -283,6 +283,10 @@ def solve(
     with problem.autocast():
         record = engine.solve(request)
     return _solution(engine, request, record, throw, shown)
+
+
+def _controller(algorithm: Algorithm) -> PIDController:
+    return PredictiveController() if isinstance(algorithm, Implicit) else IController()
 
 
 def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:

@@ -27,6 +27,7 @@ from pynode.native.error_norm import ErrorNorm
 from pynode.native.linear_operator import Linearisation, linearise
 from pynode.native.newton import Found, NewtonNorm
 from pynode.problem import Field, nudged
+from pynode.transforms import number
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ImplicitStepper(ABC):
         stages, self._given = self._given, None
         if stages is None:
             with torch.no_grad():
-                stages = self._stages(float(t), float(h), start, jump, float(end))
+                stages = self._stages(number(t), number(h), start, jump, number(end))
         self.untaped = self.field.counts.nfe - before
         self._found = stages
         if stages is None:
@@ -152,10 +153,7 @@ class ImplicitStepper(ABC):
         return found
 
     def _linearise(self, t: float, y: Tensor) -> None:
-        time = self.field.time(t)
-        self._jacobian = linearise(
-            self.field, nudged(time, self._jump) if self._jump else time, y, self.settings.linsolve
-        )
+        self._jacobian = linearise(self.field, self._time(t, self._jump), y, self.settings.linsolve)
         self._current, self._outdated = True, False
         self._solvers.clear()
 
@@ -208,7 +206,7 @@ class _FirstOrder(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise GradientError(
                 explain(

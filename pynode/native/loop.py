@@ -14,6 +14,7 @@ from torch import Tensor
 from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.stepper import SteeringStepper, Stepper
+from pynode.native.stiffness import stiffness_clause
 from pynode.solution import Counts, ReturnCode
 from pynode.transforms import finite
 
@@ -243,9 +244,8 @@ def integrate_adaptive(
             history = START
         else:
             stepper.advance(end, y)
-    return Outcome(
-        ReturnCode.MaxIters, t, y, f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
-    )
+    detail = f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
+    return Outcome(ReturnCode.MaxIters, t, y, detail + stiffness_clause(stepper, t, y, size, abs(t_end - t)))
 
 
 def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float) -> float:

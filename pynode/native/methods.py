@@ -76,14 +76,15 @@ def settings_of(algorithm: Implicit | FBDF, field: Field, taped: bool, request: 
     if isinstance(field, Against) and isinstance(sensealg, ContinuousAdjoint):
         rtol = rtol if sensealg.rtol is None else sensealg.rtol
         atol = atol if sensealg.atol is None else sensealg.atol
-    # Where few states are kept, a step must repeat from its state alone.
+    # Where few states are kept a step must repeat from its state alone, and given steps have nothing to gain by it but
+    # slower convergence to their tight tolerance.
     bounded = any(getattr(sensealg, option, None) for option in ("checkpoints", "max_memory", "checkpointing"))
     return Settings(
         rtol=_for_all(rtol, field.layout.size),
         atol=_for_all(atol, field.layout.size),
         fixed=not algorithm.adaptive,
         linsolve=algorithm.linsolve,
-        reuse=not (request.differentiable and bounded),
+        reuse=algorithm.adaptive and not (request.differentiable and bounded),
         taped=taped,
         linear=getattr(algorithm, "interpolation", "") == "linear",
     )

@@ -23,6 +23,7 @@ from pynode.native.implicit import ImplicitStepper, Settings, fractions, with_de
 from pynode.native.linear_operator import DenseJacobian, Factored, Krylov, Linearisation, linearise
 from pynode.native.newton import newton
 from pynode.problem import Field
+from pynode.transforms import number
 
 _ROOT = math.sqrt(6.0)
 #: The tableau: right Radau points, the last of which is the end of the step.
@@ -138,11 +139,13 @@ class Radau(ImplicitStepper):
             length, stages = self._last[0].item(), self._last[1]
             guess = self._weights([1.0 + c * h / length for c in C]) @ stages - stages[2]
 
+        solve = self._solver(("stages", h), lambda jacobian: self._stage_solver(jacobian, h, k))
+
         def correction(z: Tensor) -> Tensor:
             rates = torch.stack([field(time, y + row) for time, row in zip(times, z.unbind(), strict=True)])
-            return solve(z, h * rates)
+            found: Tensor = solve(z, h * rates)
+            return found
 
-        solve = self._solver(("stages", h), lambda jacobian: self._stage_solver(jacobian, h, k))
         found = newton(correction, guess, self._norm, self._eta, self._limit, self.settings.fixed)
         return found.z if self._converged(found) else None
 
@@ -180,7 +183,6 @@ class Radau(ImplicitStepper):
     def _error(self, measure: ErrorNorm) -> float:
         found, h, k, y = self._found, self._step[0], self._constants, self._step[2].detach()
         assert found is not None
-        assert self._jacobian is not None
         solver = self._solver(("error", h), lambda jacobian: jacobian.operator(h / k.real))
         scale = h if isinstance(solver, Factored) else h / k.real
         stages = self._mass_times(k.e @ found) / h
@@ -203,7 +205,7 @@ class Radau(ImplicitStepper):
         self._ends = stages
         if self.settings.taped and torch.is_grad_enabled():
             self._ends = self._recorded(t, h, y, jump, end, stages)
-        self._start, self._step = t, (float(h), h, y)
+        self._start, self._step = t, (number(h), h, y)
         return y + self._ends[2]
 
     def _recorded(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:
@@ -219,7 +221,7 @@ class Radau(ImplicitStepper):
             linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
             for time, state in zip(times, states, strict=True)
         ]
-        return with_derivative(stages, self._exact(at, float(h)).solve(residual.reshape(-1)).view(3, n))
+        return with_derivative(stages, self._exact(at, number(h)).solve(residual.reshape(-1)).view(3, n))
 
     def _exact(self, at: list[Linearisation], h: float) -> Factored | Krylov:
         """The solver of ``(I x M - h A x J) dZ = r`` with a Jacobian for each stage."""
@@ -263,11 +265,12 @@ class Radau(ImplicitStepper):
         x = fractions(thetas, k.dense.device)[:, None]
         powers = torch.arange(1, 4, dtype=torch.float64, device=k.dense.device)
         basis = powers * x ** (powers - 1) if derivative else x**powers
-        return (basis @ k.dense).to(k.a.dtype)
+        weights: Tensor = basis @ k.dense
+        return weights.to(k.a.dtype)
 
     def piece(self) -> Piece:
         """See :class:`pynode.native.stepper.Stepper`."""
-        t, h, y, stages = float(self._start), self._step[0], self._step[2].detach(), self._ends.detach()
+        t, h, y, stages = number(self._start), self._step[0], self._step[2].detach(), self._ends.detach()
         linear, weights = self.settings.linear, self._weights
 
         def evaluate(times: Sequence[float], field: Field) -> Tensor:

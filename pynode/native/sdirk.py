@@ -21,6 +21,7 @@ from pynode.native.implicit_tableaus import ImplicitTableau
 from pynode.native.linear_operator import Solver, linearise
 from pynode.native.newton import newton
 from pynode.problem import Field
+from pynode.transforms import number
 
 
 class SDIRK(ImplicitStepper):
@@ -126,7 +127,7 @@ class SDIRK(ImplicitStepper):
             if weight:
                 y1 = torch.add(y1, z, alpha=weight)
         self._start, self._end, self._sides = t, end, (self._jump, jump)
-        self._step = (float(h), h, y, y1)
+        self._step = (number(h), h, y, y1)
         self._end_slope = rows[-1] / h
         return y1
 
@@ -147,7 +148,7 @@ class SDIRK(ImplicitStepper):
             residual = h * self.field(time, state) - self._mass_times(rows[i])
             if residual.requires_grad:
                 exact = linearise(self.field, time.detach(), state.detach(), self.settings.linsolve)
-                rows[i] = with_derivative(rows[i], exact.operator(row[i] * float(h)).solve(residual))
+                rows[i] = with_derivative(rows[i], exact.operator(row[i] * number(h)).solve(residual))
 
     def _error(self, measure: ErrorNorm) -> float:
         tableau, stages, h = self.tableau, self._found, self._step[0]
@@ -190,7 +191,7 @@ class SDIRK(ImplicitStepper):
         with torch.no_grad():
             slopes = self._slopes()
         h, _, y, y1 = self._step
-        t, ends = float(self._start), (y.detach(), y1.detach())
+        t, ends = number(self._start), (y.detach(), y1.detach())
         kept = None if slopes is None else (slopes[0].detach(), slopes[1].detach())
 
         def evaluate(times: Sequence[float], field: Field) -> Tensor:

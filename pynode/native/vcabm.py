@@ -44,18 +44,18 @@ class VCABM:
     field : Field
     """
 
+    explicit = True
+
     def __init__(self, most: int, field: Field) -> None:
         self.field = field
         self._most = most
+        #: The highest, which quadratures along the solution ask for.
+        self.order = most + 1
         self._choice = OrderChoice(most, weight=lambda k: 1.0)
         #: Of the last attempt; that of the coming one is chosen while the last is still looked at.
         self._order = 1
         self._gaps = torch.empty(0, dtype=torch.float64)
         self._known: dict[int, float] = {}
-
-    @property
-    def order(self) -> int:
-        return self._choice.order + 1
 
     @property
     def error_order(self) -> int:
@@ -108,7 +108,7 @@ class VCABM:
         predicted = y + h * (_numbers(self._weights[:k], y) @ stars[:k])
         rate = self.field(self._at(t + h if end is None else end, jump), predicted)
         self._seen = _differences(rate, stars)
-        y1 = predicted + (h * self._weights[k]) * self._seen[k]
+        y1: Tensor = predicted + (h * self._weights[k]) * self._seen[k]
         self._step = (t, h, y, y1)
         return y1
 
