@@ -49,7 +49,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
-from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
+from pynode.algorithms.symplectic import KahanLi8, McAte4, Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
     "AB3",
@@ -83,8 +83,10 @@ __all__ = [
     "ImplicitEuler",
     "ImplicitMidpoint",
     "JuliaAlgorithm",
+    "KahanLi8",
     "KenCarp4",
     "Kvaerno5",
+    "McAte4",
     "Midpoint",
     "Multistep",
     "RadauIIA5",

@@ -27,7 +27,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
-from pynode.algorithms.symplectic import SymplecticEuler, VelocityVerlet, Yoshida6
+from pynode.algorithms.symplectic import KahanLi8, McAte4, SymplecticEuler, VelocityVerlet, Yoshida6
 from pynode.errors import InputError, explain
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -37,7 +37,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
         *(FBDF, VCABM),
-        *(SymplecticEuler, VelocityVerlet, Yoshida6),
+        *(SymplecticEuler, VelocityVerlet, McAte4, Yoshida6, KahanLi8),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
         *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),
     )

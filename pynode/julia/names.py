@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Symplectic
+from pynode.algorithms import ALGORITHMS, FBDF, VCABM, Algorithm, FixedAdams, JuliaAlgorithm, Reversible, Symplectic
 from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.julia.runtime import Julia
 from pynode.sensealg import (
@@ -25,7 +25,9 @@ def known(algorithm: Algorithm) -> bool:
     """Whether SciML has the algorithm."""
     if isinstance(algorithm, JuliaAlgorithm):
         return True
-    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible | Symplectic)
+    if isinstance(algorithm, VCABM) and algorithm != VCABM():  # its highest order is no option there
+        return False
+    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible | Symplectic | FixedAdams)
 
 
 def number_of(engine: Julia, algorithm: Algorithm) -> int:
@@ -34,7 +36,16 @@ def number_of(engine: Julia, algorithm: Algorithm) -> int:
         return engine.named(algorithm.expression) if algorithm.expression else engine.held(algorithm.object)
     if algorithm.name in _TABLEAUS:
         return engine.named(_tableau(algorithm.name))
-    return engine.named(_OTHER.get(algorithm.name, f"{algorithm.name}()"))
+    return engine.named(expression_of(algorithm))
+
+
+def expression_of(algorithm: Algorithm) -> str:
+    """What one writes in Julia for an algorithm that SciML has, its options included."""
+    if isinstance(algorithm, FBDF):
+        options = [f"max_order = Val({algorithm.max_order})"] if algorithm.max_order != FBDF().max_order else []
+        options += ["linsolve = KrylovJL_GMRES()"] if algorithm.linsolve == "gmres" else []
+        return f"FBDF({', '.join(options)})"
+    return _OTHER.get(algorithm.name, f"{algorithm.name}()")
 
 
 def _tableau(name: str) -> str:

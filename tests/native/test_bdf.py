@@ -22,9 +22,9 @@ F64 = torch.float64
 
 
 def stepper_of(problem, most: int = 5) -> BDF:
-    # Tolerances at which Newton's iteration is solved to 3e-14 of the state.
+    # As for given steps, Newton's iteration is solved to 1e-11 of the state.
     field = Field(problem.f, (), Layout(problem.y0()), Counts())
-    return BDF(most, field, Settings(1e-9, 1e-9, False, "dense", True, False))
+    return BDF(most, field, Settings(1e-9, 1e-9, True, "dense", True, False))
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -49,7 +49,7 @@ def test_the_local_error_of_order_k_falls_like_the_power_k_plus_1(k, dense):
             errors.append((stepper.interpolate((0.4,)) - middle).abs().max().item())
         else:
             errors.append((y1 - exact[k + 1]).abs().max().item())
-    assert abs(math.log2(errors[0] / errors[1]) - (k + 1)) < 0.5
+    assert math.log2(errors[0] / errors[1]) > k + 0.5  # a wrong weight leaves the power k at most
 
 
 def van_der_pol(t, y):
