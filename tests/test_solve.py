@@ -13,12 +13,12 @@ import torch
 from problems import BY_NAME, Counting, both_directions, every_problem
 
 import pynode
-from pynode.algorithms import ALGORITHMS, FixedStep, Implicit, Symplectic
+from pynode.algorithms import ALGORITHMS, Exponential, FixedStep, Implicit, Symplectic
 from pynode.native.tableaus import TABLEAUS
 
 ADAPTIVE = [name for name, cls in ALGORITHMS.items() if not issubclass(cls, FixedStep)]
 every_algorithm = pytest.mark.parametrize(
-    "name", [name for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic)]
+    "name", [name for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic | Exponential)]
 )
 every_adaptive = pytest.mark.parametrize("name", ADAPTIVE)
 #: Of fixed order: errors of the others are in native/test_vcabm.py and native/test_bdf.py.

@@ -6,6 +6,7 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 
 from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.algorithms.bdf import FBDF
+from pynode.algorithms.exponential import ETDRK4, Exponential
 from pynode.algorithms.implicit import (
     TRBDF2,
     Implicit,
@@ -63,6 +64,7 @@ __all__ = [
     "BS3",
     "DP5",
     "DP8",
+    "ETDRK4",
     "FBDF",
     "RK4",
     "RK38",
@@ -74,6 +76,7 @@ __all__ = [
     "AsynchronousLeapfrog",
     "Euler",
     "ExplicitAdams",
+    "Exponential",
     "Fehlberg2",
     "FixedAdams",
     "FixedStep",

@@ -6,6 +6,7 @@ import difflib
 
 from pynode.algorithms.base import Algorithm
 from pynode.algorithms.bdf import FBDF
+from pynode.algorithms.exponential import ETDRK4
 from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, VCABM, ExplicitAdams, ImplicitAdams
@@ -36,7 +37,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
-        *(FBDF, VCABM),
+        *(FBDF, VCABM, ETDRK4),
         *(SymplecticEuler, VelocityVerlet, McAte4, Yoshida6, KahanLi8),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
         *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),

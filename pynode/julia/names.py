@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, FBDF, VCABM, Algorithm, FixedAdams, JuliaAlgorithm, Reversible, Symplectic
+from pynode.algorithms import (
+    ALGORITHMS,
+    FBDF,
+    VCABM,
+    Algorithm,
+    Exponential,
+    FixedAdams,
+    JuliaAlgorithm,
+    Reversible,
+    Symplectic,
+)
 from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.julia.runtime import Julia
 from pynode.sensealg import (
@@ -27,7 +37,9 @@ def known(algorithm: Algorithm) -> bool:
         return True
     if isinstance(algorithm, VCABM) and algorithm != VCABM():  # its highest order is no option there
         return False
-    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible | Symplectic | FixedAdams)
+    return algorithm.name in ALGORITHMS and not isinstance(
+        algorithm, Reversible | Symplectic | FixedAdams | Exponential
+    )
 
 
 def number_of(engine: Julia, algorithm: Algorithm) -> int:

@@ -17,6 +17,7 @@ from pynode.algorithms import (
     FBDF,
     VCABM,
     Algorithm,
+    Exponential,
     FixedAdams,
     FixedStep,
     Implicit,
@@ -30,6 +31,7 @@ from pynode.errors import UnsupportedError, explain
 from pynode.native.adams import ADAMS, Adams
 from pynode.native.adjoints.backward import Against
 from pynode.native.bdf import BDF, PAST
+from pynode.native.exponential import ETDRK4
 from pynode.native.fixed_adams import FIXED_ADAMS
 from pynode.native.implicit import Settings
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
@@ -125,6 +127,10 @@ FAMILIES: dict[type[Algorithm], Family] = {
         lambda algorithm, field, taped, request: SDIRK(
             IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
         ),
+    ),
+    Exponential: Family(
+        ("ETDRK4",),
+        lambda algorithm, field, taped, request: ETDRK4(field, algorithm.interpolation, taped),
     ),
     VCABM: Family(
         ("VCABM",),
