@@ -22,7 +22,7 @@ from pynode import (
     Tsit5,
     Vern7,
 )
-from pynode.algorithms import ALGORITHMS, FixedStep, Symplectic
+from pynode.algorithms import ALGORITHMS, Exponential, FixedStep, Symplectic
 
 EXACT = {
     "direct": DirectAdjoint(),
@@ -188,9 +188,13 @@ def every_gradient(sensealg, **options) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("checkpoints", [None, 2, 5])
-@pytest.mark.parametrize("name", [name for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic)])
+@pytest.mark.parametrize(
+    "name", [name for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic | Exponential)]
+)
 def test_checkpointed_equals_direct_to_rounding(name, checkpoints) -> None:
     cls = ALGORITHMS[name]
+    if name == "FBDF" and checkpoints:
+        pytest.skip("its Newton iteration keeps no Jacobian then, and ends elsewhere within the tolerance: test_bdf.py")
     algorithm = cls(steps=13) if issubclass(cls, FixedStep) else cls()
     # Not Hairer's first step, whose error of 1e-11 would be mostly rounding, and with it the size of the second step.
     options = {"algorithm": algorithm, "rtol": 1e-4, "atol": 1e-4, "dt0": 0.2}

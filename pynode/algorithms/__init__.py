@@ -7,6 +7,7 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 from pynode.algorithms.auto_switch import AutoSwitch, AutoTsit5, AutoVern7, AutoVern9
 from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.algorithms.bdf import FBDF
+from pynode.algorithms.exponential import ETDRK4, Exponential
 from pynode.algorithms.implicit import (
     TRBDF2,
     Implicit,
@@ -52,7 +53,7 @@ from pynode.algorithms.runge_kutta import (
     Vern9,
 )
 from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4, Stabilized
-from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
+from pynode.algorithms.symplectic import KahanLi8, McAte4, Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
     "AB3",
@@ -66,6 +67,7 @@ __all__ = [
     "BS3",
     "DP5",
     "DP8",
+    "ETDRK4",
     "FBDF",
     "RK4",
     "RK38",
@@ -84,6 +86,7 @@ __all__ = [
     "AutoVern9",
     "Euler",
     "ExplicitAdams",
+    "Exponential",
     "Fehlberg2",
     "FixedAdams",
     "FixedStep",
@@ -93,8 +96,10 @@ __all__ = [
     "ImplicitEuler",
     "ImplicitMidpoint",
     "JuliaAlgorithm",
+    "KahanLi8",
     "KenCarp4",
     "Kvaerno5",
+    "McAte4",
     "Midpoint",
     "Multistep",
     "RadauIIA5",

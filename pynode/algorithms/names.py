@@ -6,6 +6,7 @@ import difflib
 
 from pynode.algorithms.base import Algorithm
 from pynode.algorithms.bdf import FBDF
+from pynode.algorithms.exponential import ETDRK4
 from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, VCABM, ExplicitAdams, ImplicitAdams
@@ -29,7 +30,7 @@ from pynode.algorithms.runge_kutta import (
     Vern9,
 )
 from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4
-from pynode.algorithms.symplectic import SymplecticEuler, VelocityVerlet, Yoshida6
+from pynode.algorithms.symplectic import KahanLi8, McAte4, SymplecticEuler, VelocityVerlet, Yoshida6
 from pynode.errors import InputError, explain
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -38,8 +39,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
-        *(FBDF, VCABM),
-        *(SymplecticEuler, VelocityVerlet, Yoshida6),
+        *(FBDF, VCABM, ETDRK4),
+        *(SymplecticEuler, VelocityVerlet, McAte4, Yoshida6, KahanLi8),
         *(RKC, ROCK2, ROCK4),
         *(Rosenbrock23, Rodas4, Rodas5P),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),

@@ -53,3 +53,19 @@ class Yoshida6(Symplectic):
 
     Some substeps go back in time, beyond the start and the end of the step: of fields that jump it sees the other side.
     """
+
+
+@dataclass(frozen=True)
+class McAte4(Symplectic):
+    """McLachlan and Atela's method of four stages (1992, "The accuracy of symplectic integrators"), order 4 where
+    ``dq/dt`` is linear in ``p`` (a quadratic kinetic energy); order 3 for other fields. Eight evaluations
+    a step."""
+
+
+@dataclass(frozen=True)
+class KahanLi8(Symplectic):
+    """Kahan and Li's composition of 17 Verlet steps (1997), order 8: for energies conserved to rounding. Thirty-four
+    evaluations a step.
+
+    Some substeps go back in time, beyond the start and the end of the step: of fields that jump it sees the other side.
+    """

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, Algorithm, AutoSwitch, JuliaAlgorithm, Reversible, Stabilized, Symplectic
+from pynode.algorithms import (
+    ALGORITHMS,
+    FBDF,
+    VCABM,
+    Algorithm,
+    AutoSwitch,
+    Exponential,
+    FixedAdams,
+    JuliaAlgorithm,
+    Reversible,
+    Stabilized,
+    Symplectic,
+)
 from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.errors import UnsupportedError, explain
 from pynode.julia.runtime import Julia
@@ -28,7 +40,11 @@ def known(algorithm: Algorithm) -> bool:
         return True
     if isinstance(algorithm, AutoSwitch):
         return known(algorithm.nonstiff) and known(algorithm.stiff)
-    return algorithm.name in ALGORITHMS and not isinstance(algorithm, Reversible | Symplectic)
+    if isinstance(algorithm, VCABM) and algorithm != VCABM():  # its highest order is no option there
+        return False
+    return algorithm.name in ALGORITHMS and not isinstance(
+        algorithm, Reversible | Symplectic | FixedAdams | Exponential
+    )
 
 
 def number_of(engine: Julia, algorithm: Algorithm) -> int:
@@ -52,6 +68,10 @@ def expression_of(algorithm: Algorithm) -> str:
         return _auto_switch(algorithm)
     if isinstance(algorithm, Stabilized):
         return f"{algorithm.name}({_stages(algorithm)})"
+    if isinstance(algorithm, FBDF):
+        given = [f"max_order = Val({algorithm.max_order})"] if algorithm.max_order != FBDF().max_order else []
+        given += ["linsolve = KrylovJL_GMRES()"] if algorithm.linsolve == "gmres" else []
+        return f"FBDF({', '.join(given)})"
     options = "linsolve = KrylovJL_GMRES()" if getattr(algorithm, "linsolve", "") == "gmres" else ""
     return _OTHER.get(algorithm.name, f"{algorithm.name}({options})")
 

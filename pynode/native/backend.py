@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import FBDF, Algorithm, AutoSwitch, FixedStep, Implicit, Reversible, Stabilized, Symplectic
+from pynode.algorithms import (
+    FBDF,
+    Algorithm,
+    AutoSwitch,
+    Exponential,
+    FixedStep,
+    Implicit,
+    Reversible,
+    Stabilized,
+    Symplectic,
+)
 from pynode.algorithms.implicit import SDIRK, RadauIIA5
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
@@ -236,6 +246,8 @@ class NativeBackend:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
             return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
+        if isinstance(algorithm, Exponential) and isinstance(sensealg, ForwardSensitivity):
+            return f"ForwardSensitivity with {algorithm.name}, for which the sensitivities have no linear part"
         if isinstance(algorithm, Implicit | FBDF | AutoSwitch) and isinstance(sensealg, ForwardSensitivity):
             return (
                 f"ForwardSensitivity with {algorithm.name}, whose Newton iteration would need second derivatives of f "
@@ -243,6 +255,11 @@ class NativeBackend:
             )
         if isinstance(sensealg, ContinuousAdjoint):
             back = sensealg.algorithm or algorithm
+            if isinstance(back, Exponential):
+                return (
+                    f"{sensealg.name} integrated backward by {back.name}, as its adjoint has no linear part "
+                    f"({sensealg.name}(algorithm=Tsit5()) goes back by another method)"
+                )
             if isinstance(back, Symplectic):
                 return (
                     f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "

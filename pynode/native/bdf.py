@@ -51,12 +51,13 @@ class BDF(ImplicitStepper):
     settings : Settings
     """
 
-    order = 1
     limit = 5
     slow = 0.3
 
     def __init__(self, most: int, field: Field, settings: Settings) -> None:
         super().__init__(field, settings)
+        #: The highest, which quadratures along the solution ask for.
+        self.order = most
         self._choice = OrderChoice(most)
         #: Of the last attempt; that of the coming one is chosen while the last is still looked at.
         self._order = 1
@@ -72,6 +73,7 @@ class BDF(ImplicitStepper):
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """See :class:`pynode.native.stepper.Stepper`."""
         self._anew(jump)
+        self._jacobian = None  # so that the step repeats from its state alone
         self._choice.restart()
         self._past, self._gaps, self._found = (), torch.empty(0, dtype=torch.float64), None
         if derivative is None:
@@ -180,6 +182,8 @@ class BDF(ImplicitStepper):
     def _search(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
         """What the step adds to the prediction."""
         gamma = GAMMA[self._order]
+        if not self._past:
+            self._eta = 1.0  # as in begin
         start, slope = (x.detach() for x in self._predicted(h, y))
         time, c = self._time(end, jump), h / gamma
         solver: Solver = self._solver(c, lambda jacobian: jacobian.operator(c))

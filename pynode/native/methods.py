@@ -18,6 +18,7 @@ from pynode.algorithms import (
     VCABM,
     Algorithm,
     AutoSwitch,
+    Exponential,
     FixedAdams,
     FixedStep,
     Implicit,
@@ -35,6 +36,7 @@ from pynode.native.adjoints.backward import Against
 from pynode.native.auto_switch import AutoSwitch as AutoSwitchStepper
 from pynode.native.bdf import BDF, PAST
 from pynode.native.chebyshev import SCHEMES
+from pynode.native.exponential import ETDRK4
 from pynode.native.fixed_adams import FIXED_ADAMS
 from pynode.native.implicit import Settings
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
@@ -160,6 +162,10 @@ FAMILIES: dict[type[Algorithm], Family] = {
             IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
         ),
         lambda algorithm: 1 + len(IMPLICIT_TABLEAUS[algorithm.name].c),
+    ),
+    Exponential: Family(
+        ("ETDRK4",),
+        lambda algorithm, field, taped, request: ETDRK4(field, algorithm.interpolation, taped),
     ),
     VCABM: Family(
         ("VCABM",),

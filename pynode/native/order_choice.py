@@ -110,7 +110,8 @@ class OrderChoice:
         if self._known > 0.5:
             # As the next error is likely to be above the tolerance.
             self._equal = 0
-            return float(max(0.5, min(0.9, (2.0 * self._known) ** (-1.0 / (self.order + 1)))))
+            wanted: float = (2.0 * self._known) ** (-1.0 / (self.order + 1))
+            return max(0.5, min(0.9, wanted))
         return 1.0
 
     def _falls(self, known: Callable[[int], float], k: int, size: float) -> bool:

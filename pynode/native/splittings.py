@@ -31,12 +31,15 @@ class Splitting:
     name : str
         Key in :data:`SPLITTINGS`.
     order : int
+        Where drifts are linear in the momenta, at least.
     drifts : tuple of float
         ``s`` fractions of the step, which add up to 1.
     kicks : tuple of float
         ``s + 1`` fractions, which add up to 1.
     source : str
         The paper.
+    general_order : int
+        Where they are not; 0 for the same order.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Splitting:
     drifts: tuple[float, ...]
     kicks: tuple[float, ...]
     source: str
+    general_order: int = 0
 
     @property
     def first_same_as_last(self) -> bool:
@@ -77,5 +81,30 @@ _add(
         6,
         (*_W, *_W[2::-1]),
         "Yoshida (1990), Construction of higher order symplectic integrators, solution A",
+    )
+)
+
+_add(
+    Splitting(
+        "McAte4",
+        4,
+        (0.515352837431122936, -0.085782019412973646, 0.441583023616466524, 0.128846158365384185),
+        (0.134496199277431089, -0.224819803079420806, 0.756320000515668291, 0.334003603286321425, 0.0),
+        "McLachlan and Atela (1992), The accuracy of symplectic integrators, order 4 for a quadratic kinetic energy",
+        general_order=3,
+    )
+)
+
+_V = (
+    *(0.13020248308889008087881763, 0.56116298177510838456196441, -0.38947496264484728640807860),
+    *(0.15884190655515560089621075, -0.39590389413323757733623154, 0.18453964097831570709183254),
+    *(0.25837438768632204729397911, 0.29501172360931029887096624, -0.60550853383003451169892108),
+)
+_add(
+    _of_verlet_steps(
+        "KahanLi8",
+        8,
+        (*_V, *_V[7::-1]),
+        "Kahan and Li (1997), Composition constants for raising the orders of unconventional schemes, s17odr8a",
     )
 )

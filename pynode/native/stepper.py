@@ -24,16 +24,16 @@ class Stepper(Protocol):
     One that is unstable in long steps may say ``explicit = True``, for the message of a solve that runs out of steps.
     An implicit method may have, beside these, ``untaped``: how many evaluations of its last attempt were in the search
     for the stages, of which autograd records nothing; and ``repeats``: how far, in the largest element of the state,
-    a repetition of the last attempt may end from where that did. ``witness()``: where what is carried on shows no
-    evaluation of ``f`` in its graph, a tensor that does. ``failure``: why the stages of the last attempt were not
-    found, in a clause, empty where they were.
+    a repetition of the last attempt may end from where that did; and ``failure``: why the stages of the last attempt
+    were not found, in a clause, empty where they were. ``witness()``: where what is carried on shows no evaluation of
+    ``f`` in its graph, a tensor that does.
     """
 
     field: Field
 
     @property
     def order(self) -> int:
-        """Of the states at the ends of steps."""
+        """Of the states at the ends of steps; the highest where it varies."""
         ...
 
     @property

@@ -44,18 +44,18 @@ class VCABM:
     field : Field
     """
 
+    explicit = True
+
     def __init__(self, most: int, field: Field) -> None:
         self.field = field
         self._most = most
+        #: The highest, which quadratures along the solution ask for.
+        self.order = most + 1
         self._choice = OrderChoice(most, weight=lambda k: 1.0)
         #: Of the last attempt; that of the coming one is chosen while the last is still looked at.
         self._order = 1
         self._gaps = torch.empty(0, dtype=torch.float64)
         self._known: dict[int, float] = {}
-
-    @property
-    def order(self) -> int:
-        return self._choice.order + 1
 
     @property
     def error_order(self) -> int:

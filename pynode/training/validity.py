@@ -241,7 +241,7 @@ def _fixed_plan(
     own, own_backend = _first(odes).algorithm, _first(odes).options.get("backend", "torch")
     step, order = _resolution(odes, True), order_of(own)
     given: Sequence[Algorithm | str] = (Euler(), Midpoint(), RK4()) if solvers is None else solvers
-    if solvers is None and own.name.startswith(("Symplectic", "VelocityVerlet", "Yoshida")):
+    if solvers is None and own.name.startswith(("Symplectic", "VelocityVerlet", "Yoshida", "McAte", "KahanLi")):
         given = ()  # splittings solve pairs: the methods above see another field there
     for backend in backends:
         others = [as_algorithm(x, backend) for x in given]

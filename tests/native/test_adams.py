@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from problems import BY_NAME
 from torch.autograd import gradcheck
 
 import pynode
@@ -13,7 +14,6 @@ from pynode import CheckpointedAdjoint, DirectAdjoint, ForwardSensitivity, Gauss
 from pynode.native.adams import ADAMS
 from pynode.native.fixed_adams import adams_weights
 from pynode.native.history import integration_weights
-from tests.problems import BY_NAME
 
 F64 = torch.float64
 every_method = pytest.mark.parametrize("name", ADAMS)
