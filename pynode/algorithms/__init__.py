@@ -5,6 +5,7 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 """
 
 from pynode.algorithms.base import Algorithm, FixedStep
+from pynode.algorithms.fixed_implicit import FixedImplicit
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -19,6 +20,7 @@ from pynode.algorithms.runge_kutta import (
     Euler,
     Fehlberg2,
     Heun,
+    Heun3,
     Midpoint,
     Ralston,
     Tsit5,
@@ -41,8 +43,10 @@ __all__ = [
     "AsynchronousLeapfrog",
     "Euler",
     "Fehlberg2",
+    "FixedImplicit",
     "FixedStep",
     "Heun",
+    "Heun3",
     "JuliaAlgorithm",
     "Midpoint",
     "Ralston",

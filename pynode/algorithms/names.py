@@ -18,6 +18,7 @@ from pynode.algorithms.runge_kutta import (
     Euler,
     Fehlberg2,
     Heun,
+    Heun3,
     Midpoint,
     Ralston,
     Tsit5,
@@ -30,7 +31,7 @@ from pynode.errors import InputError, explain
 ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.__name__: cls
     for cls in (
-        *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
+        *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33, Heun3),
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +21,27 @@ from pynode.algorithms import (
     Algorithm,
     Euler,
     Fehlberg2,
+    FixedImplicit,
     FixedStep,
     Heun,
+    Heun3,
     Midpoint,
     Tsit5,
 )
+from pynode.algorithms.fixed_implicit import SCHEMES
 from pynode.controllers import IController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.layout import Layout
 
 #: Kutta's 3/8 rule is torchdiffeq's ``rk4``.
-FIXED: dict[str, type[FixedStep]] = {"euler": Euler, "midpoint": Midpoint, "heun2": Heun, "rk4": RK38}
+FIXED: dict[str, Callable[..., FixedStep]] = {
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun2": Heun,
+    "heun3": Heun3,
+    "rk4": RK38,
+    **{scheme: partial(FixedImplicit, scheme=scheme) for scheme in SCHEMES},
+}
 
 ADAPTIVE: dict[str, type[Algorithm]] = {
     "dopri8": DP8,
@@ -42,15 +53,11 @@ ADAPTIVE: dict[str, type[Algorithm]] = {
 }
 
 _MULTISTEP = "'dopri5' (adaptive), or 'rk4' with options={'step_size': ...}"
-_STIFF = "'dopri5' or 'bosh3', which shorten their steps where the field is stiff, or torchdiffeq for this method"
 
 #: Methods of torchdiffeq that are not here yet: what to use instead.
 MISSING: dict[str, str] = {
     **dict.fromkeys(("explicit_adams", "implicit_adams", "fixed_adams"), _MULTISTEP),
-    "heun3": "'rk4' (order 4), 'bosh3' (adaptive, order 3), or pynode.solve with pynode.SSPRK33()",
-    **dict.fromkeys(("implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5"), _STIFF),
-    **dict.fromkeys(("gl4", "gl6", "sdirk2", "trbdf2"), _STIFF),
-    "scipy_solver": "'dopri5' or 'dopri8' (SciPy's RK45 and DOP853), or torchdiffeq for SciPy's stiff solvers",
+    "scipy_solver": "'dopri5' or 'dopri8' (SciPy's RK45 and DOP853) for dense output and events",
 }
 
 _FIXED_OPTIONS = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
@@ -128,6 +135,7 @@ def settings(
     method = "dopri5" if method is None else method
     options = {} if options is None else dict(options)
     known = _FIXED_OPTIONS if method in FIXED else _ADAPTIVE_OPTIONS
+    known = known | {"max_iters"} if method in SCHEMES else known
     if method in FIXED:
         algorithm: Algorithm = _fixed(FIXED[method], options, func, y0, t, backward)
     elif method in ADAPTIVE:
@@ -176,7 +184,7 @@ def _instead(suggestion: str) -> tuple[str, str]:
 
 
 def _fixed(
-    cls: type[FixedStep], options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Tensor, backward: bool
+    cls: Callable[..., FixedStep], options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Tensor, backward: bool
 ) -> FixedStep:
     interp = options.get("interp", "linear")
     if interp not in ("linear", "cubic"):
@@ -193,7 +201,9 @@ def _fixed(
         return times if constructor is None else constructor(func, y0, times.to(t.dtype))
 
     own = constructor is not None or (backward and step_size is None)
+    more = {"max_iters": int(options["max_iters"])} if "max_iters" in options else {}
     return cls(
+        **(more if isinstance(cls, partial) else {}),
         dt=None if step_size is None else float(step_size),
         mesh=mesh if own else None,
         interpolation="linear" if interp == "linear" else "hermite",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Reversible, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -344,7 +344,7 @@ class NativeBackend:
     ) -> tuple[Gradients, Tensor] | None:
         # What a reversible method carries beside the state has no tangents there.
         if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
-            record.request.algorithm, Reversible
+            record.request.algorithm, Reversible | FixedImplicit
         ):
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)

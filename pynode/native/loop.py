@@ -137,7 +137,8 @@ def _first_failure(
                 stepper.advance(t, y)
             y1 = stepper.attempt(t, t1 - t, y, edge(t1, -ahead), t1)
             if not finite(y1):
-                return Outcome(ReturnCode.Unstable, t, y, f"the step from there to t = {t1:.9g} is not finite")
+                reason = getattr(stepper, "failure", None) or f"the step from there to t = {t1:.9g} is not finite"
+                return Outcome(ReturnCode.Unstable, t, y, reason)
             y = y1
     return Outcome(ReturnCode.Unstable, mesh[-1], y, "the final state was not finite, but is when computed again")
 

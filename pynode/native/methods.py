@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
-from pynode.algorithms import Algorithm, FixedStep, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Reversible, Symplectic
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Against
+from pynode.native.fixed_implicit import FixedImplicit as FixedImplicitStepper
+from pynode.native.fixed_implicit_tableaus import IMPLICIT_TABLEAUS
 from pynode.native.metered import Metered
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
@@ -53,6 +55,12 @@ FAMILIES: dict[type[Algorithm], Family] = {
     Reversible: Family(
         REVERSIBLE,
         lambda algorithm, field, taped, request: REVERSIBLE[algorithm.name](field, algorithm.interpolation),
+    ),
+    FixedImplicit: Family(
+        ("FixedImplicit",),
+        lambda algorithm, field, taped, request: FixedImplicitStepper(
+            IMPLICIT_TABLEAUS[algorithm.scheme], field, algorithm.interpolation, algorithm.max_iters, taped
+        ),
     ),
 }
 
