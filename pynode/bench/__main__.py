@@ -21,6 +21,8 @@ EXPERIMENTS = {
     "memory": "pynode.bench.memory",
     "gradients": "pynode.bench.gradients",
     "julia": "pynode.bench.julia",
+    "solvers": "pynode.bench.solvers",
+    "torchdiffeq-suite": "pynode.bench.torchdiffeq_suite",
 }
 
 

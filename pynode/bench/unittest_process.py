@@ -29,18 +29,18 @@ class Tally(unittest.TestResult):
         self._failed: set[int] = set()
         self.failed_subtests = 0
 
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
         self.subtests += 1
         if err is not None:
             self.failed_subtests += 1
             self._note(test, subtest, err)
         super().addSubTest(test, subtest, err)
 
-    def addFailure(self, test: Any, err: Any) -> None:  # noqa: N802
+    def addFailure(self, test: Any, err: Any) -> None:
         self._note(test, test, err)
         super().addFailure(test, err)
 
-    def addError(self, test: Any, err: Any) -> None:  # noqa: N802
+    def addError(self, test: Any, err: Any) -> None:
         self._note(test, test, err)
         super().addError(test, err)
 

@@ -43,10 +43,10 @@ def default_norm(forward: Any, y0: Any, seminorm: bool) -> Norm:
     single = isinstance(y0, Tensor)
 
     def of_state(flat: Tensor) -> Tensor:
-        state = flat if single else _split(flat, y0)
+        components = (flat,) if single else _split(flat, y0)
         if forward is not None:
-            return torch.as_tensor(forward(state))
-        return torch.stack([_rms(x) for x in ([state] if single else state) if x.numel()]).max()
+            return torch.as_tensor(forward(flat if single else components))
+        return torch.stack([_rms(x) for x in components if x.numel()]).max()
 
     def norm(parts: tuple[Tensor, ...]) -> Tensor:
         t, y, adjoint, *params = parts

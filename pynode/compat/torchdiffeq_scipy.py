@@ -135,7 +135,7 @@ class _Adjoint(torch.autograd.Function):
         return ys
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         plan, count = ctx.plan, ctx.count
         t, *rest = ctx.saved_tensors

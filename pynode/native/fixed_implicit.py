@@ -92,8 +92,9 @@ class FixedImplicit:
             residual = stages - self._evaluated(stages, self._start)
             stages = _Once.apply(stages - self._by(factors, residual))  # type: ignore[no-untyped-call]
         change = torch.mv(stages.t(), self._b)
-        self._end = y + h * change
-        return self._end
+        y1: Tensor = y + h * change
+        self._end = y1
+        return y1
 
     def error_ratio(self, measure: ErrorNorm) -> float:
         raise UnsupportedError(
@@ -124,7 +125,7 @@ class FixedImplicit:
 
     def _solved(self, start: tuple[float, float, Tensor, float, float]) -> Tensor:
         """The stage derivatives (S, n); NaN where Newton's method does not converge."""
-        t, h, y, jump, end = start
+        t, h, y, _jump, end = start
         slope, m = self._slope.detach(), self._coupled
         count = len(self.tableau.c)
         stages = slope.repeat(count, 1)
