@@ -302,7 +302,7 @@ def _by_scipy(
     with _assertions():
         Layout(y0)  # says what is wrong with y0
         check_times("t", t)
-    return scipy.integrate(_Field(func), y0, t, rtol, atol, options)
+    return scipy.integrate(_Field(func), y0, t, rtol, atol, options, func)
 
 
 def _adjoint_by_scipy(

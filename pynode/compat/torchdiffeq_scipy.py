@@ -26,12 +26,19 @@ _OPTIONS = {"solver", "min_step", "max_step", "norm"}
 
 
 def integrate(
-    func: Callable[..., Any], y0: Any, t: Tensor, rtol: Any, atol: Any, options: dict[str, Any] | None
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    rtol: Any,
+    atol: Any,
+    options: dict[str, Any] | None,
+    original: Any,
 ) -> Any:
     """The states at ``t``, like ``y0`` with times in front, without a gradient.
 
     ``options``: ``solver`` (``"LSODA"`` by default), ``max_step``, and ``min_step`` for LSODA. Complex states are
-    integrated as pairs of real numbers, so that every solver takes them.
+    integrated as pairs of real numbers, so that every solver takes them. ``original``: the user's function, whose
+    callbacks SciPy never calls.
 
     Raises
     ------
@@ -44,7 +51,7 @@ def integrate(
     solver = options.get("solver", "LSODA")
     if solver not in SOLVERS:
         raise InputError(explain(f"options['solver'] = {solver!r}", f"one of {', '.join(SOLVERS)}", "use 'LSODA'"))
-    _warn(func, options, solver)
+    _warn(original, options, solver)
     try:
         from scipy.integrate import solve_ivp
     except ImportError as error:

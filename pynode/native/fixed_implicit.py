@@ -67,8 +67,10 @@ class FixedImplicit:
                     "use algorithm=Tsit5() or RK4()",
                 )
             )
+        time = self._at(t, jump)
+        self._origin = time.detach()
         if derivative is None:
-            derivative = self.field.check_pure(self._at(t, jump), y)
+            derivative = self.field.check_pure(time, y)
         self._slope = derivative if derivative.requires_grad else derivative.clone()
 
     def derivative(self) -> Tensor:
@@ -125,12 +127,12 @@ class FixedImplicit:
 
     def _solved(self, start: tuple[float, float, Tensor, float, float]) -> Tensor:
         """The stage derivatives (S, n); NaN where Newton's method does not converge."""
-        t, h, y, _jump, end = start
+        _, h, y, _, end = start
         slope, m = self._slope.detach(), self._coupled
         count = len(self.tableau.c)
         stages = slope.repeat(count, 1)
         eps = torch.finfo(y.dtype).eps
-        factors = self._factors([self._jacobian(self._at(t, 0.0), y)] * count, h)
+        factors = self._factors([self._jacobian(self._origin, y)] * count, h)
         previous, self.failure = math.inf, None
         for _ in range(self._max_iters):
             found = self._evaluated(stages, start)
@@ -160,6 +162,8 @@ class FixedImplicit:
         t, h, y, jump, end = start
         states = y + h * (self._a @ stages)
         times = [self._at(end, jump) if c == 1.0 else self._at(t + c * h, 0.0) for c in self.tableau.c]
+        if self._explicit:
+            times[0] = self._origin  # where the slope was taken, just inside the step behind a jump
         return list(zip(times, states.unbind(), strict=True))
 
     def _factors(self, jacobians: list[Tensor], h: float) -> tuple[Tensor, Tensor]:

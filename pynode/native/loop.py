@@ -15,7 +15,7 @@ from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.stepper import Stepper
 from pynode.solution import Counts, ReturnCode
-from pynode.transforms import finite
+from pynode.transforms import finite, number
 
 Clock = Callable[[float], Any]
 
@@ -206,7 +206,9 @@ def integrate_adaptive(
             counts.rejected += 1
             if observer is not None:
                 observer.rejected(t, y, t1 - t)
-            if clipped and abs(t1 - t) < floor:
+            forced = stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin
+            # A forced step is accepted unless it is not finite, and would be taken again and again then.
+            if (clipped and abs(t1 - t) < floor) or forced:
                 return _too_small(stepper, t, y, abs(t1 - t), floor, ratio, stepping)
             size = abs(t1 - t) * factor
             stretch = 1.0
@@ -235,9 +237,8 @@ def integrate_adaptive(
             history = START
         else:
             stepper.advance(end, y)
-    return Outcome(
-        ReturnCode.MaxIters, t, y, f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
-    )
+    detail = f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
+    return Outcome(ReturnCode.MaxIters, t, y, detail)
 
 
 def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float) -> float:
@@ -267,9 +268,14 @@ def _too_small(
         where = "f is finite there, but not just ahead" if finite(stepper.derivative()) else "f is not finite there"
         return Outcome(ReturnCode.Unstable, t, y, where)
     limit = f"dtmin = {floor:.3g}" if stepping.dtmin else f"the spacing of float64 times, {floor:.3g}"
-    return Outcome(
-        ReturnCode.DtLessThanMin,
-        t,
-        y,
-        f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance",
-    )
+    detail = f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance"
+    return Outcome(ReturnCode.DtLessThanMin, t, y, detail + _blowing_up(stepper, y, floor))
+
+
+def _blowing_up(stepper: Stepper, y: Tensor, floor: float) -> str:
+    """Empty, or a clause saying that the state grows by its own size within a few of the smallest steps."""
+    with torch.no_grad():
+        size, speed = number(y.abs().max()), number(stepper.derivative().abs().max())
+    if not (0.0 < size < 1e3 * floor * speed):
+        return ""
+    return f"; the state, of size {size:.2g}, grows by as much within {size / speed:.2g} of time: it blows up there"
