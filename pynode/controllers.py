@@ -110,3 +110,36 @@ class IController(PIDController):
 
     pcoeff: float = 0.0
     icoeff: float = 1.0
+
+
+@dataclass(frozen=True)
+class PredictiveController(PIDController):
+    """Gustafsson's predictive control (1994, "Control-theoretic techniques for stepsize selection in implicit
+    Runge-Kutta methods"), of the size of the error's own change: the default for implicit methods.
+
+    ``h_n+1 = safety * h_n * min(r_n^(1/k), h_n / h_n-1 * (r_n^2 / r_n-1)^(1/k))`` with the reciprocals ``r`` of the
+    error ratios. An accepted step may be followed by a smaller one; a step that could grow by less than ``deadband`` is
+    followed by an equal one, for which the factored matrix is there already.
+    """
+
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    deadband: float = 1.2
+
+    def propose(self, ratio: float, order: int, history: History) -> tuple[bool, float, History]:
+        """See :class:`PIDController`; ``history`` holds the last reciprocal ratio and what the step size was multiplied
+        by since that step, 0 at the beginning."""
+        before, growth = (0.0, 0.0) if history is START else history
+        if not ratio <= 1.0:  # also NaN
+            factor = self.factormin
+            if math.isfinite(ratio):
+                factor = min(self.safety, max(self.factormin, self.safety * ratio ** (-1.0 / order)))
+            return False, factor, START if history is START else (before, growth * factor)
+        reciprocal = 1.0 / ratio if ratio > 1e-10 else 1e10
+        factor = reciprocal ** (1.0 / order)
+        if growth:
+            factor = min(factor, growth * (reciprocal**2 / before) ** (1.0 / order))
+        factor = min(self.factormax, max(self.factormin, self.safety * factor))
+        if 1.0 <= factor < self.deadband:
+            factor = 1.0
+        return True, factor, (reciprocal, factor)

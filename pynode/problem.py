@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pynode.errors import FieldError, InputError, explain
 from pynode.layout import Layout, leaves_of, rebuild
+from pynode.mass_matrix import MassMatrix, as_mass_matrix
+from pynode.native.jacobian import Product, dense_jacobian, jacobian_products
 from pynode.running_cost import Costed, CostedLayout, zero_cost
 from pynode.solution import Counts
 from pynode.step_quantity import StepQuantity
@@ -31,13 +33,36 @@ class Field:
         Of the state.
     counts : Counts
         Receives one ``nfe`` per call.
+    jac : callable, optional
+        The user's ``jac(t, y, *args)``.
+    mass : MassMatrix, optional
+        ``M`` of ``M dy/dt = f``; a call gives ``f``.
+
+    Attributes
+    ----------
+    batches : bool
+        Whether ``torch.vmap`` has not refused pullbacks through ``f`` yet.
     """
 
-    def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], layout: Layout, counts: Counts) -> None:
+    jac: Callable[..., Any] | None = None
+    mass: MassMatrix | None = None
+    batches = True
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        args: tuple[Any, ...],
+        layout: Layout,
+        counts: Counts,
+        jac: Callable[..., Any] | None = None,
+        mass: MassMatrix | None = None,
+    ) -> None:
         self.f = f
         self.args = args
         self.layout = layout
         self.counts = counts
+        self.jac = jac
+        self.mass = mass
 
     def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
         """Derivative at time ``t`` (0-dim) of the state ``flat`` (n,), as a flat vector, differentiable."""
@@ -50,7 +75,25 @@ class Field:
 
     def with_args(self, args: tuple[Any, ...]) -> Field:
         """The same field with other arguments."""
-        return Field(self.f, args, self.layout, self.counts)
+        return Field(self.f, args, self.layout, self.counts, self.jac, self.mass)
+
+    @property
+    def mass_matrix(self) -> Tensor | None:
+        """``M`` (n, n) of ``M dy/dt = f``; None stands for the unit matrix."""
+        return None if self.mass is None else self.mass.matrix
+
+    def rate(self, t: Tensor, flat: Tensor) -> Tensor:
+        """``dy/dt``: ``f``, or with a mass matrix its pseudoinverse times ``f``."""
+        derivative = self(t, flat)
+        return derivative if self.mass is None else self.mass.inverse @ derivative
+
+    def jacobian(self, t: Tensor, flat: Tensor) -> Tensor:
+        """``df/dy`` (n, n) at ``t`` (0-dim) and ``flat`` (n,), off the tape: see :func:`dense_jacobian`."""
+        return dense_jacobian(self, t, flat)
+
+    def jacobian_products(self, t: Tensor, flat: Tensor) -> tuple[Product, Product]:
+        """``v -> df/dy v`` and ``a -> a df/dy`` there: see :func:`jacobian_products`."""
+        return jacobian_products(self, t, flat)
 
     def time(self, t: float | Tensor) -> Tensor:
         """``t`` as the field receives it: a 0-dim tensor of the state's real dtype on its device."""
@@ -159,6 +202,10 @@ class ODEProblem:
         ``l(t, y, *args)``; its integral becomes further channels behind those of ``y``.
     cost_in_norm : bool
         Whether these channels count in error norms.
+    jac : callable, optional
+        ``jac(t, y, *args)``: ``df/dy``, what reshapes to (n, n) for a real tensor ``y`` of n numbers.
+    mass_matrix : Tensor (n, n), optional
+        The constant ``M`` of ``M dy/dt = f(t, y, *args)``, possibly singular.
 
     Attributes
     ----------
@@ -195,6 +242,8 @@ class ODEProblem:
         args: tuple[Any, ...] = (),
         running_cost: Callable[..., Any] | None = None,
         cost_in_norm: bool = False,
+        jac: Callable[..., Any] | None = None,
+        mass_matrix: Tensor | None = None,
     ) -> None:
         if not callable(f):
             raise InputError(
@@ -225,6 +274,8 @@ class ODEProblem:
                 explain("cost_in_norm=True without a running cost", "a running_cost=", "drop cost_in_norm")
             )
         self.norm_layout = self.layout if cost_in_norm else self.state_layout
+        self.jac = None if jac is None else self._checked_jac(jac)
+        self.mass = None if mass_matrix is None else as_mass_matrix(mass_matrix, self.state_layout, self.layout)
         self.y0 = _outside_inference(self.layout.pack(y0))
 
     def _add(self, cost: Callable[..., Any], y0: Any) -> Any:
@@ -239,6 +290,18 @@ class ODEProblem:
         self.cost_layout = layout.cost
         return y0, c0
 
+    def _checked_jac(self, jac: Any) -> Callable[..., Any]:
+        if not callable(jac):
+            raise InputError(
+                explain(f"jac is a {type(jac).__name__}", "a callable jac(t, y, *args)", "pass a function")
+            )
+        if not (self.layout.is_tensor and self.layout.is_real):
+            what = "a running cost" if self.cost_layout is not None else "a state that is not one real tensor"
+            raise InputError(
+                explain(f"jac= came with {what}", "a real tensor y and no more", "drop jac=: torch finds the Jacobian")
+            )
+        return jac  # type: ignore[no-any-return]
+
     def tolerance(self, value: float | Tensor) -> float | Tensor:
         """A tolerance for all channels that count, from one for those of ``y``; costs get the tightest."""
         more = self.norm_layout.size - self.state_layout.size
@@ -248,7 +311,7 @@ class ODEProblem:
 
     def field(self, counts: Counts) -> Field:
         """The field on flat vectors, counted in ``counts``."""
-        return Field(self.f, self.arguments.args, self.layout, counts)
+        return Field(self.f, self.arguments.args, self.layout, counts, self.jac, self.mass)
 
 
 def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:

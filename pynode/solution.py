@@ -28,6 +28,7 @@ class ReturnCode(enum.Enum):
     MaxIters = "the limit of steps was reached"
     DtLessThanMin = "the step size fell below its minimum"
     Unstable = "the field or the state became non-finite"
+    ConvergenceFailure = "Newton's iteration for the stages of an implicit step did not converge"
     InitialFailure = "the field is non-finite at the initial time"
 
     @property
@@ -39,8 +40,8 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ReturnCode.MaxIters: (
         "to reach the final time within the limit",
         "raise max_steps; if the steps are much smaller than the solution's features the problem is stiff for an "
-        "explicit method, f jumps to and fro, or the tolerances are too tight: raise rtol and atol, smooth f, or "
-        "rescale the model",
+        "explicit method (take an implicit one, such as KenCarp4()), f jumps to and fro, or the tolerances are too "
+        "tight: raise rtol and atol, smooth f, or rescale the model",
     ),
     ReturnCode.DtLessThanMin: (
         "a step that meets the tolerance and still advances time",
@@ -51,6 +52,11 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
         "finite values throughout",
         "the solution may blow up in finite time or f may leave its domain (log, sqrt, division): integrate less far, "
         "bound the field, or lower dt0 or the fixed step",
+    ),
+    ReturnCode.ConvergenceFailure: (
+        "an iteration that converges, as it does for steps that are small enough where f is smooth",
+        "take smaller fixed steps, or drop dt, steps and mesh so that the steps adapt; check f for jumps (name their "
+        "times in d_discontinuities=) and a jac= of your own against torch's (drop it)",
     ),
     ReturnCode.InitialFailure: (
         "finite f(t0, y0)",
@@ -70,13 +76,18 @@ class Counts:
     """Work of one direction of a solve, counted where it happens.
 
     ``nfe`` evaluations of the field, ``nvjp`` products with its Jacobian (pullbacks through it; forward ones under
-    ``ForwardSensitivity``), ``accepted`` and ``rejected`` steps.
+    ``ForwardSensitivity`` and in matrix-free linear solves), ``accepted`` and ``rejected`` steps.
+
+    Of implicit methods besides: ``njac`` Jacobians (or points at which products with one were prepared), whose own
+    evaluations and pullbacks are in none of the others, and ``nlu`` factored matrices.
     """
 
     nfe: int = 0
     nvjp: int = 0
     accepted: int = 0
     rejected: int = 0
+    njac: int = 0
+    nlu: int = 0
 
 
 @dataclass

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
+from pynode.algorithms import Algorithm, Implicit, JuliaAlgorithm, Tsit5, algorithm_from_name
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
-from pynode.controllers import IController, PIDController
+from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.graph_break import eager
 from pynode.problem import ODEProblem, check_times
@@ -73,6 +73,8 @@ def solve(
     compile: bool | str = False,
     running_cost: Callable[..., Any] | None = None,
     cost_in_norm: bool = False,
+    jac: Callable[..., Any] | None = None,
+    mass_matrix: Tensor | None = None,
 ) -> Solution:
     """Solve ``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``.
 
@@ -108,7 +110,7 @@ def solve(
         What is saved; the states at ``t`` by default. Times alone mean ``SaveAt(ts=times)``. Save points are
         interpolated and never change the steps.
     controller : PIDController, optional
-        Step-size control; ``IController()`` by default.
+        Step-size control; ``IController()`` by default, ``PredictiveController()`` for implicit methods.
     max_steps : int
         Largest number of attempted steps.
     throw : bool
@@ -145,6 +147,14 @@ def solve(
     cost_in_norm : bool
         The cost counts in the error norm like a part of the state ``(y, cost)``, under the tightest of the tolerances
         where these are tensors. By default it does not: the steps are those of the solve without it.
+    jac : callable, optional
+        ``jac(t, y, *args)``: the Jacobian ``df/dy`` for implicit methods, of n x n numbers for a real tensor ``y`` of
+        n (flattened in row-major order). By default torch finds it, by n pullbacks through ``f`` at once. The torch
+        backend only.
+    mass_matrix : Tensor (n, n), optional
+        The constant matrix of ``M dy/dt = f(t, y, *args)``, of the state's real dtype, for the implicit methods that
+        allow one. Where it is singular this is a differential-algebraic problem, which must be of index 1, and ``y0``
+        must satisfy its algebraic equations. The torch backend only; no gradient with respect to it.
 
     Returns
     -------
@@ -165,14 +175,23 @@ def solve(
         samples of a ``vmap``.
     """
     engine = backend_from_name(backend)
+    if backend != "torch" and not (jac is None and mass_matrix is None):
+        raise UnsupportedError(
+            explain(
+                f"{'jac' if mass_matrix is None else 'mass_matrix'}= with backend={backend!r}",
+                "backend='torch'",
+                "drop it, or solve with backend='torch' and an implicit method such as RadauIIA5()",
+            )
+        )
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
+        *(jac, mass_matrix),
     )
     repeated = engine.repeated(f, y0, t, question)
     if repeated is not None:
         return repeated
-    problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm)
+    problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:
@@ -243,7 +262,7 @@ def solve(
         rtol=rtol,
         atol=atol,
         norm=norm,
-        controller=IController() if controller is None else controller,
+        controller=_controller(algorithm) if controller is None else controller,
         max_steps=max_steps,
         dt0=dt0,
         dtmin=dtmin,
@@ -264,6 +283,10 @@ def solve(
     with problem.autocast():
         record = engine.solve(request)
     return _solution(engine, request, record, throw, shown)
+
+
+def _controller(algorithm: Algorithm) -> PIDController:
+    return PredictiveController() if isinstance(algorithm, Implicit) else IController()
 
 
 def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:

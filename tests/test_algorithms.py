@@ -11,7 +11,7 @@ import torch
 from problems import BY_NAME, Problem
 
 import pynode
-from pynode.algorithms import ALGORITHMS, ALIASES, FixedStep, Symplectic, algorithm_from_name
+from pynode.algorithms import ALGORITHMS, ALIASES, FixedStep, algorithm_from_name
 from pynode.layout import Layout
 from pynode.native.loop import integrate_fixed
 from pynode.native.reversible import REVERSIBLE
@@ -21,8 +21,9 @@ from pynode.problem import Field
 from pynode.solution import Counts, ReturnCode
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
-#: Those for states of any form; the others are in test_symplectic.py.
-GENERAL = {name: cls for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic)}
+#: One-step methods for states of any form; the others are in test_symplectic.py, native/test_implicit_orders.py and
+#: native/test_adams.py.
+GENERAL = {name: cls for name, cls in ALGORITHMS.items() if name in {*TABLEAUS, *REVERSIBLE}}
 every_general = pytest.mark.parametrize("name", GENERAL)
 ORDERS = {name: (REVERSIBLE[name] if name in REVERSIBLE else TABLEAUS[name]).order for name in GENERAL}
 FIXED = [name for name, cls in GENERAL.items() if issubclass(cls, FixedStep)]

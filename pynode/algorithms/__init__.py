@@ -6,6 +6,16 @@ the lower-case names of torchdiffeq are accepted as strings (:func:`algorithm_fr
 
 from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.algorithms.fixed_implicit import FixedImplicit
+from pynode.algorithms.implicit import (
+    TRBDF2,
+    Implicit,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    KenCarp4,
+    Kvaerno5,
+    RadauIIA5,
+    Trapezoid,
+)
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -38,6 +48,7 @@ __all__ = [
     "RK4",
     "RK38",
     "SSPRK33",
+    "TRBDF2",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -47,13 +58,20 @@ __all__ = [
     "FixedStep",
     "Heun",
     "Heun3",
+    "Implicit",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
     "JuliaAlgorithm",
+    "KenCarp4",
+    "Kvaerno5",
     "Midpoint",
+    "RadauIIA5",
     "Ralston",
     "Reversible",
     "ReversibleHeun",
     "Symplectic",
     "SymplecticEuler",
+    "Trapezoid",
     "Tsit5",
     "VelocityVerlet",
     "Vern7",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from pynode.algorithms.base import Algorithm
+from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
 from pynode.algorithms.runge_kutta import (
@@ -35,6 +36,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
+        *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),
     )
 }
 

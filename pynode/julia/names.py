@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Symplectic
-from pynode.controllers import IController, PIDController
+from pynode.controllers import IController, PIDController, PredictiveController
 from pynode.julia.runtime import Julia
 from pynode.sensealg import (
     BacksolveAdjoint,
@@ -54,11 +54,11 @@ def _tableau(name: str) -> str:
 
 
 def controller_number(engine: Julia, controller: PIDController) -> int:
-    """Julia's number of a step-size controller; 0, each algorithm's own choice, for pynode's default one.
+    """Julia's number of a step-size controller; 0, each algorithm's own choice, for pynode's default ones.
 
     SciML writes the exponents of the last three errors.
     """
-    if controller == IController():
+    if controller in (IController(), PredictiveController()):
         return 0
     p, i, d = controller.pcoeff, controller.icoeff, controller.dcoeff
     betas = f"{p + i + d}, {-(p + 2 * d)}, {d}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Implicit, Reversible, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -24,6 +24,7 @@ from pynode.native.adjoints import (
     reversible,
     second_order,
 )
+from pynode.native.algebraic import check_mass_matrix
 from pynode.native.checkpoints import Binomial, EveryStep, Thinned
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
@@ -225,12 +226,23 @@ class NativeBackend:
                 return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
         if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
             return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
+        if isinstance(algorithm, Implicit) and isinstance(sensealg, ForwardSensitivity):
+            return (
+                f"ForwardSensitivity with {algorithm.name}, whose Newton iteration would need second derivatives of f "
+                "(CheckpointedAdjoint() is exact, too)"
+            )
         if isinstance(sensealg, ContinuousAdjoint):
             back = sensealg.algorithm or algorithm
             if isinstance(back, Symplectic):
                 return (
                     f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "
                     f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
+                )
+            if isinstance(back, Implicit) and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
+                return (
+                    f"{sensealg.name} integrated backward by {back.name}: the Jacobian of all it integrates would be "
+                    f"that of second derivatives of f ({sensealg.name}(algorithm=Tsit5()) goes back by another method; "
+                    "GaussAdjoint() and QuadratureAdjoint() go back by this one)"
                 )
         return None
 
@@ -271,6 +283,7 @@ class NativeBackend:
                 record.columns = columns = forward.Columns(request)
                 y0, field = columns.start(y0), columns.field(request.stats.forward)
                 observer = None if observer is None else StateObserver(observer, problem.state_layout.size)
+            check_mass_matrix(request, field, y0)
             make = record.taped_stepper if taped else record.stepper
             stepper = make(field)
             if isinstance(stepper, SymplecticStepper):
@@ -342,9 +355,10 @@ class NativeBackend:
     def pull_back_tangent(
         self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
     ) -> tuple[Gradients, Tensor] | None:
-        # What a reversible method carries beside the state has no tangents there.
+        # What a reversible method carries beside the state has no tangents there, and the implicit function theorem is
+        # used once by implicit ones.
         if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
-            record.request.algorithm, Reversible | FixedImplicit
+            record.request.algorithm, Reversible | Implicit | FixedImplicit
         ):
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)
@@ -390,7 +404,7 @@ class _CountedPullbacks(Field):
     """A field that counts the pullbacks autograd makes through it, when it makes them."""
 
     def __init__(self, field: Field, request: Request) -> None:
-        super().__init__(field.f, field.args, field.layout, field.counts)
+        super().__init__(field.f, field.args, field.layout, field.counts, field.jac, field.mass)
         self._backward = request.stats.backward
 
     def watched(self, derivative: Tensor) -> Tensor:

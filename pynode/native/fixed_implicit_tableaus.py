@@ -32,7 +32,7 @@ class ImplicitTableau:
 
 _G = 1.0 - _S2 / 2.0  # of sdirk2 and trbdf2
 
-IMPLICIT_TABLEAUS: dict[str, ImplicitTableau] = {
+SCHEME_TABLEAUS: dict[str, ImplicitTableau] = {
     "implicit_euler": ImplicitTableau(1, ((1.0,),), (1.0,), (1.0,)),
     "implicit_midpoint": ImplicitTableau(2, ((0.5,),), (1.0,), (0.5,)),
     "trapezoid": ImplicitTableau(2, ((0.0, 0.0), (0.5, 0.5)), (0.5, 0.5), (0.0, 1.0)),

@@ -14,6 +14,7 @@ from torch import Tensor
 from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.stepper import Stepper
+from pynode.native.stiffness import stiffness_clause
 from pynode.solution import Counts, ReturnCode
 from pynode.transforms import finite, number
 
@@ -110,6 +111,9 @@ def integrate_fixed(
         if observer is not None:
             observer.step(t, y, t1 - t)
         y1 = stepper.attempt(start, h, y, edge(t1, -ahead), end)
+        failure = getattr(stepper, "failure", "")
+        if failure:
+            return Outcome(ReturnCode.ConvergenceFailure, t, y, failure)
         counts.accepted += 1
         recorder.accept(stepper, t, t1, y, y1)
         y = y1
@@ -238,7 +242,7 @@ def integrate_adaptive(
         else:
             stepper.advance(end, y)
     detail = f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
-    return Outcome(ReturnCode.MaxIters, t, y, detail)
+    return Outcome(ReturnCode.MaxIters, t, y, detail + stiffness_clause(stepper, t, y, size, abs(t_end - t)))
 
 
 def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float) -> float:
@@ -254,7 +258,7 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
         h0 = min(h0 if h0 > 0 else 1e-6, abs(span))  # neither 0 nor NaN, whatever a norm overflowed to
         h = math.copysign(h0, span)
         field_ = stepper.field
-        f1 = field_(field_.time(t + h), torch.add(y, f0, alpha=h))
+        f1 = field_.rate(field_.time(t + h), torch.add(y, f0, alpha=h))
         d2 = norm(f1 - f0) / h0
     h1 = max(1e-06, h0 * 0.001) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1.0 / stepper.error_order)
     size = min(100.0 * h0, h1, abs(span))
@@ -264,6 +268,9 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
 def _too_small(
     stepper: Stepper, t: float, y: Tensor, size: float, floor: float, ratio: float, stepping: Stepping
 ) -> Outcome:
+    failure = getattr(stepper, "failure", "")
+    if failure:
+        return Outcome(ReturnCode.ConvergenceFailure, t, y, f"{failure}, with |dt| down to {size:.3g}")
     if not math.isfinite(ratio):
         where = "f is finite there, but not just ahead" if finite(stepper.derivative()) else "f is not finite there"
         return Outcome(ReturnCode.Unstable, t, y, where)

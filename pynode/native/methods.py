@@ -10,19 +10,28 @@ import dataclasses
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
-from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Reversible, Symplectic
+import torch
+from torch import Tensor
+
+from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Implicit, RadauIIA5, Reversible, Symplectic
+from pynode.algorithms.implicit import SDIRK as SDIRKMethod
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Against
 from pynode.native.fixed_implicit import FixedImplicit as FixedImplicitStepper
-from pynode.native.fixed_implicit_tableaus import IMPLICIT_TABLEAUS
+from pynode.native.fixed_implicit_tableaus import SCHEME_TABLEAUS
+from pynode.native.implicit import Settings
+from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
 from pynode.native.metered import Metered
+from pynode.native.radau import Radau
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
+from pynode.native.sdirk import SDIRK
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.problem import Field
+from pynode.sensealg import ContinuousAdjoint
 
 if TYPE_CHECKING:
     from pynode.backends import Request
@@ -44,6 +53,34 @@ class Family:
     make: Callable[[Any, Field, bool, Request], Stepper]
 
 
+def settings_of(algorithm: Implicit, field: Field, taped: bool, request: Request) -> Settings:
+    """The settings of an implicit stepper: with the adjoint's tolerances where it is that which is integrated."""
+    sensealg = request.sensealg
+    rtol, atol = request.rtol, request.atol
+    if isinstance(field, Against) and isinstance(sensealg, ContinuousAdjoint):
+        rtol = rtol if sensealg.rtol is None else sensealg.rtol
+        atol = atol if sensealg.atol is None else sensealg.atol
+    # Where few states are kept a step must repeat from its state alone, and given steps have nothing to gain by it but
+    # slower convergence to their tight tolerance.
+    bounded = any(getattr(sensealg, option, None) for option in ("checkpoints", "max_memory", "checkpointing"))
+    return Settings(
+        rtol=_for_all(rtol, field.layout.size),
+        atol=_for_all(atol, field.layout.size),
+        fixed=not algorithm.adaptive,
+        linsolve=algorithm.linsolve,
+        reuse=algorithm.adaptive and not (request.differentiable and bounded),
+        taped=taped,
+        linear=algorithm.interpolation == "linear",
+    )
+
+
+def _for_all(tolerance: float | Tensor, size: int) -> float | Tensor:
+    """A tolerance for all channels, from one that may be for the leading ones: the tightest for those behind."""
+    if not isinstance(tolerance, Tensor) or tolerance.numel() in (1, size):
+        return tolerance
+    return torch.cat([tolerance.reshape(-1), tolerance.min().expand(size - tolerance.numel())])
+
+
 #: Of all algorithms but the explicit Runge-Kutta methods, which have compiled and metered forms besides.
 FAMILIES: dict[type[Algorithm], Family] = {
     Symplectic: Family(
@@ -59,8 +96,18 @@ FAMILIES: dict[type[Algorithm], Family] = {
     FixedImplicit: Family(
         ("FixedImplicit",),
         lambda algorithm, field, taped, request: FixedImplicitStepper(
-            IMPLICIT_TABLEAUS[algorithm.scheme], field, algorithm.interpolation, algorithm.max_iters, taped
+            SCHEME_TABLEAUS[algorithm.scheme], field, algorithm.interpolation, algorithm.max_iters, taped
         ),
+    ),
+    SDIRKMethod: Family(
+        IMPLICIT_TABLEAUS,
+        lambda algorithm, field, taped, request: SDIRK(
+            IMPLICIT_TABLEAUS[algorithm.name], field, settings_of(algorithm, field, taped, request)
+        ),
+    ),
+    RadauIIA5: Family(
+        ("RadauIIA5",),
+        lambda algorithm, field, taped, request: Radau(field, settings_of(algorithm, field, taped, request)),
     ),
 }
 

@@ -103,6 +103,9 @@ class RungeKutta:
     field : Field
     """
 
+    #: Unstable in steps much longer than the shortest time constant.
+    explicit = True
+
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field
         self.coefficients = k = _coefficients(tableau, field.layout.dtype, field.layout.device)
@@ -203,6 +206,8 @@ class RungeKutta:
 
 class TapedRungeKutta:
     """The same steps in functional operations, for autograd. Stages are evaluated when something needs them."""
+
+    explicit = True
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         self.field = field

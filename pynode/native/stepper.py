@@ -20,6 +20,12 @@ class Stepper(Protocol):
 
     The calls come in the order ``begin (attempt error_ratio?)+ interpolate? advance``; ``resume`` may stand for the
     first one. A method may carry tensors beside the state from step to step.
+
+    One that is unstable in long steps may say ``explicit = True``, for the message of a solve that runs out of steps.
+    An implicit method may have, beside these, ``untaped``: how many evaluations of its last attempt were in the search
+    for the stages, of which autograd records nothing; and ``repeats``: how far, in the largest element of the state,
+    a repetition of the last attempt may end from where that did; and ``failure``: why the stages of the last attempt
+    were not found, in a clause, empty where they were.
     """
 
     field: Field
@@ -37,7 +43,7 @@ class Stepper(Protocol):
         ...
 
     def derivative(self) -> Tensor:
-        """f(t, y) at the start of the coming step, or what the method takes for it."""
+        """dy/dt at the start of the coming step, or what the method takes for it."""
         ...
 
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:

@@ -13,6 +13,7 @@ from pynode.errors import SolveError, not_finite
 from pynode.native.adjoints.products import Products
 from pynode.native.dense import Dense
 from pynode.native.error_norm import ErrorNorm
+from pynode.native.jacobian import Product, no_jacobian
 from pynode.native.loop import Outcome, Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.problem import Field
 from pynode.sensealg import ContinuousAdjoint
@@ -49,6 +50,12 @@ class Backward(Field):
     def time(self, t: float | Tensor) -> Tensor:
         return self._inner.time(t)
 
+    def jacobian(self, t: Tensor, flat: Tensor) -> Tensor:
+        raise no_jacobian("this backward solve")
+
+    def jacobian_products(self, t: Tensor, flat: Tensor) -> tuple[Product, Product]:
+        raise no_jacobian("this backward solve")
+
 
 class FlatLayout:
     """What is integrated backward is a flat real vector already."""
@@ -76,6 +83,16 @@ class Against(Backward):
 
         super().__init__(rate, products.n, products.plain)
         self.products, self.forward = products, forward
+
+    def jacobian(self, t: Tensor, flat: Tensor) -> Tensor:
+        """``-J^T``, ``J`` being that of ``f`` at the forward solution."""
+        plain = self.products.plain
+        return -plain.jacobian(t, self.forward.at(t.item(), plain)).t()
+
+    def jacobian_products(self, t: Tensor, flat: Tensor) -> tuple[Product, Product]:
+        plain = self.products.plain
+        forward, backward = plain.jacobian_products(t, self.forward.at(t.item(), plain))
+        return (lambda v: -backward(v)), (lambda a: -forward(a))
 
 
 class Solver:

@@ -126,7 +126,7 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
                 outputs.append(taped.interpolate(thetas, query.derivative))
                 seeds.append(cotangents[inner])
         if known is not None:
-            _check_repeated(y1.detach()[compared], known[compared], state[compared], t)
+            _check_repeated(y1.detach()[compared], known[compared], state[compared], t, getattr(taped, "repeats", 0.0))
             repeatable = True
         known = None if repeatable else state  # held on to no longer than the check needs it
         # The whole graph of the first step is looked through, later the first evaluation of each: a parameter that
@@ -137,7 +137,7 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
         if first and graph is not None:
             graph.looked(gradients[len(own) :])
         first = False
-        counts.nvjp += counts.nfe - before
+        counts.nvjp += counts.nfe - before - getattr(taped, "untaped", 0)
         counts.accepted += 1
         adjoints = list(gradients[: len(starts)])
         if mesh_gradient is not None and times_gradient is not None:
@@ -171,11 +171,12 @@ def _added(adjoints: list[Tensor | None], cotangent: Tensor) -> Tensor:
     return cotangent if adjoint is None else adjoint + cotangent
 
 
-def _check_repeated(found: Tensor, end: Tensor, start: Tensor, t: float) -> None:
-    """Raise GradientError unless a repeated step ended where it had ended in the forward solve, up to rounding."""
+def _check_repeated(found: Tensor, end: Tensor, start: Tensor, t: float, repeats: float = 0.0) -> None:
+    """Raise GradientError unless a repeated step ended where it had ended in the forward solve, up to rounding, or to
+    ``repeats`` where that is more: how far from its solution an implicit step may end."""
     size = max(end.abs().max().item(), start.abs().max().item())
     distance = (found - end).abs().max().item()
-    if not distance <= math.sqrt(torch.finfo(end.dtype).eps) * size:
+    if not distance <= max(math.sqrt(torch.finfo(end.dtype).eps) * size, repeats):
         raise GradientError(
             explain(
                 f"the step from t = {t:.6g}, repeated for the gradient, ended {distance:.3g} from where it had ended "

@@ -23,6 +23,7 @@ from pynode.backends import Gradients, Query
 from pynode.errors import GradientError, UnsupportedError, explain, not_finite
 from pynode.native.adjoints.backward import FlatLayout
 from pynode.native.error_norm import ErrorNorm
+from pynode.native.jacobian import Product, no_jacobian
 from pynode.problem import Field
 from pynode.sensealg import ForwardSensitivity
 from pynode.solution import Counts
@@ -147,6 +148,12 @@ class Augmented(Field):
 
     def time(self, t: float | Tensor) -> Tensor:
         return self.field.time(t)
+
+    def jacobian(self, t: Tensor, flat: Tensor) -> Tensor:
+        raise no_jacobian("the forward sensitivities")
+
+    def jacobian_products(self, t: Tensor, flat: Tensor) -> tuple[Product, Product]:
+        raise no_jacobian("the forward sensitivities")
 
     def f(self, t: Tensor, flat: Tensor) -> Tensor:
         columns, n = self.columns, self.columns.n

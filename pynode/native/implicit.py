@@ -1,0 +1,231 @@
+"""What implicit Runge-Kutta steppers share: when to make a Jacobian, when Newton has failed, and the tape.
+
+The stages are found off the tape. What autograd records is one more Newton correction from the stages found, with the
+Jacobian at these stages, of which the value is discarded and the derivative kept: by the implicit function theorem that
+is the derivative of the stages. So gradients are those of the step taken, and the cost of recording is one evaluation,
+one Jacobian and one factored matrix for every stage, however long the search was.
+
+A Jacobian is kept over several steps while Newton converges fast with it. A step then depends on where its Jacobian was
+made. For that reason the stages found belong to what the steppers carry (``carried()`` after an attempt), and a step
+that is repeated for its gradient takes them from there. Where not all of that is kept (``CheckpointedAdjoint`` with
+bounded memory) every step makes its own Jacobian and starts its search from the same rate: so it repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import GradientError, explain
+from pynode.native.checkpoints import State
+from pynode.native.error_norm import ErrorNorm
+from pynode.native.linear_operator import Linearisation, linearise
+from pynode.native.newton import Found, NewtonNorm
+from pynode.problem import Field, nudged
+from pynode.transforms import number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of an implicit stepper.
+
+    Parameters
+    ----------
+    rtol, atol : float or Tensor (n,)
+    fixed : bool
+        The steps are given.
+    linsolve : str
+    reuse : bool
+        Jacobians and rates of convergence are kept from step to step.
+    taped : bool
+        Autograd is to record the steps.
+    linear : bool
+        Dense output by straight lines.
+    """
+
+    rtol: float | Tensor
+    atol: float | Tensor
+    fixed: bool
+    linsolve: str
+    reuse: bool
+    taped: bool
+    linear: bool = False
+
+
+class ImplicitStepper(ABC):
+    """See :class:`pynode.native.stepper.Stepper`; subclasses say what the stages are.
+
+    Attributes
+    ----------
+    failure : str
+        Why Newton did not find the stages of the last attempt, in a clause; empty where it did.
+    untaped : int
+        Evaluations of the last attempt in that search.
+    repeats : float
+        How far, in the largest element, a repetition of the last attempt may end from where it did.
+    """
+
+    order: int
+    error_order: int
+    #: Most iterations of one search in adaptive steps.
+    limit: int
+    #: A rate of convergence above which the Jacobian is not kept for the next step.
+    slow: float
+
+    def __init__(self, field: Field, settings: Settings) -> None:
+        self.field, self.settings = field, settings
+        self.failure, self.untaped, self.repeats = "", 0, 0.0
+        self._norm = NewtonNorm(settings.rtol, settings.atol, settings.fixed)
+        self._jacobian: Linearisation | None = None
+        #: Whether that is the Jacobian at the start of this step; whether the next step needs its own.
+        self._current, self._outdated = False, False
+        self._solvers: dict[Any, Any] = {}
+        self._eta = 1.0
+        self._jump = 0.0
+        self._given: Tensor | None = None
+        self._found: Tensor | None = None
+
+    # What a method is.
+
+    @abstractmethod
+    def _search(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
+        """The stages of a step, off the tape; None where an iteration did not converge (:meth:`_converged`)."""
+
+    @abstractmethod
+    def _finish(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:
+        """The state at the end of the step with these stages, on the tape where the settings say so."""
+
+    @abstractmethod
+    def _error(self, measure: ErrorNorm) -> float:
+        """The error of the last attempt, whose stages were found, over its tolerance."""
+
+    # The protocol.
+
+    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
+        """See :class:`pynode.native.stepper.Stepper`."""
+        end = t + h if end is None else end
+        before = self.field.counts.nfe
+        self.failure = ""
+        start = y.detach()
+        self._norm.start(start)
+        self.repeats = self._norm.reach()
+        stages, self._given = self._given, None
+        if stages is None:
+            with torch.no_grad():
+                stages = self._stages(number(t), number(h), start, jump, number(end))
+        self.untaped = self.field.counts.nfe - before
+        self._found = stages
+        if stages is None:
+            # What is not finite is found out by the loop, what did not converge by what it is told.
+            return y if self.failure else torch.full_like(start, torch.nan)
+        return self._finish(t, h, y, jump, end, stages)
+
+    def error_ratio(self, measure: ErrorNorm) -> float:
+        """See :class:`pynode.native.stepper.Stepper`; infinite where the stages were not found."""
+        if self._found is None:
+            return float("inf")
+        with torch.no_grad():
+            return self._error(measure)
+
+    def _anew(self, jump: float, given: State = ()) -> None:
+        """At the start of another step, just after ``t`` where ``jump``; ``given``: its stages, if they are known."""
+        self._jump = jump
+        self._current = False
+        self._given = given[0].detach() if given else None
+
+    # The search.
+
+    def _stages(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
+        keep = self.settings.reuse and self._jacobian is not None and not self._outdated
+        if not self._current and not keep:
+            self._linearise(t, y)
+        if not self.settings.reuse:
+            self._eta = 1.0
+        found = self._search(t, h, y, jump, end)
+        if found is None and not self._current:
+            self._linearise(t, y)
+            found = self._search(t, h, y, jump, end)
+        return found
+
+    def _linearise(self, t: float, y: Tensor) -> None:
+        self._jacobian = linearise(self.field, self._time(t, self._jump), y, self.settings.linsolve)
+        self._current, self._outdated = True, False
+        self._solvers.clear()
+
+    def _solver(self, key: Any, make: Callable[[Linearisation], Any]) -> Any:
+        """What ``make`` makes of the Jacobian, once for each ``key``; the last two are kept."""
+        assert self._jacobian is not None
+        if key not in self._solvers:
+            if len(self._solvers) >= 2:
+                self._solvers.clear()
+            self._solvers[key] = make(self._jacobian)
+        return self._solvers[key]
+
+    def _converged(self, found: Found) -> bool:
+        """Take note of how an iteration went."""
+        if not found.converged:
+            self._eta = 1.0
+            self.failure = (
+                f"Newton's iteration did not converge in {found.iterations} iterations (rate {found.rate:.2g})"
+                if found.finite
+                else ""
+            )
+            return False
+        self.failure = ""
+        # Hairer and Wanner's exponent: a rate seen once counts a little less each time it is relied upon.
+        self._eta = max(found.eta, 1e-16) ** 0.8
+        self._outdated = self._outdated or (found.iterations > 2 and found.rate > self.slow)
+        return True
+
+    @property
+    def _limit(self) -> int:
+        return 25 if self.settings.fixed else self.limit
+
+    # The tape.
+
+    def _time(self, t: Any, jump: float = 0.0) -> Tensor:
+        time = self.field.time(t)
+        return nudged(time, jump) if jump else time
+
+    def _mass_times(self, z: Tensor) -> Tensor:
+        """``M z`` for z (..., n)."""
+        mass = self.field.mass_matrix
+        return z if mass is None else z @ mass.t()
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity, whose pullback cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise GradientError(
+                explain(
+                    "the gradient of an implicit method's steps was asked for with create_graph=True",
+                    "first derivatives: the stages are differentiated by the implicit function theorem, once",
+                    "take an explicit method, whose steps can be differentiated again, or drop create_graph=True",
+                )
+            )
+        return gradient
+
+
+def with_derivative(value: Tensor, correction: Tensor) -> Tensor:
+    """``value`` with the derivative of ``correction``."""
+    if not correction.requires_grad:
+        return value
+    found: Tensor = _FirstOrder.apply(value + (correction - correction.detach()))  # type: ignore[no-untyped-call]
+    return found
+
+
+def fractions(thetas: Sequence[Any], device: torch.device) -> Tensor:
+    """Fractions of a step as a tensor (m,) in float64, connected to those that are tensors."""
+    return torch.stack([torch.as_tensor(theta, dtype=torch.float64, device=device) for theta in thetas])
