@@ -42,11 +42,14 @@ class Field:
     ----------
     batches : bool
         Whether ``torch.vmap`` has not refused pullbacks through ``f`` yet.
+    on_tape : bool
+        Whether autograd sees through an evaluation.
     """
 
     jac: Callable[..., Any] | None = None
     mass: MassMatrix | None = None
     batches = True
+    on_tape = True
 
     def __init__(
         self,
@@ -66,8 +69,12 @@ class Field:
 
     def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
         """Derivative at time ``t`` (0-dim) of the state ``flat`` (n,), as a flat vector, differentiable."""
+        return self.watched(self.evaluate(t, flat))
+
+    def evaluate(self, t: Tensor, flat: Tensor) -> Tensor:
+        """The same, not on its way to the solver yet: pullbacks through this are not counted."""
         self.counts.nfe += 1
-        return self.watched(self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args)))
+        return self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args))
 
     def watched(self, derivative: Tensor) -> Tensor:
         """What an evaluation gave, or a part of it, on its way to the solver."""

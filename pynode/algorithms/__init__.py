@@ -19,6 +19,7 @@ from pynode.algorithms.implicit import (
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
+from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
     BS3,
     DP5,
@@ -37,6 +38,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
+from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4, Stabilized
 from pynode.algorithms.symplectic import Symplectic, SymplecticEuler, VelocityVerlet, Yoshida6
 
 __all__ = [
@@ -47,6 +49,9 @@ __all__ = [
     "DP8",
     "RK4",
     "RK38",
+    "RKC",
+    "ROCK2",
+    "ROCK4",
     "SSPRK33",
     "TRBDF2",
     "AdaptiveHeun",
@@ -69,6 +74,11 @@ __all__ = [
     "Ralston",
     "Reversible",
     "ReversibleHeun",
+    "Rodas4",
+    "Rodas5P",
+    "Rosenbrock",
+    "Rosenbrock23",
+    "Stabilized",
     "Symplectic",
     "SymplecticEuler",
     "Trapezoid",

@@ -8,6 +8,7 @@ from pynode.algorithms.base import Algorithm
 from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
+from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
     BS3,
     DP5,
@@ -26,6 +27,7 @@ from pynode.algorithms.runge_kutta import (
     Vern7,
     Vern9,
 )
+from pynode.algorithms.stabilized import RKC, ROCK2, ROCK4
 from pynode.algorithms.symplectic import SymplecticEuler, VelocityVerlet, Yoshida6
 from pynode.errors import InputError, explain
 
@@ -35,6 +37,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33, Heun3),
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(SymplecticEuler, VelocityVerlet, Yoshida6),
+        *(RKC, ROCK2, ROCK4),
+        *(Rosenbrock23, Rodas4, Rodas5P),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
         *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),
     )

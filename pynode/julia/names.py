@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Symplectic
+from pynode.algorithms import ALGORITHMS, Algorithm, JuliaAlgorithm, Reversible, Stabilized, Symplectic
 from pynode.controllers import IController, PIDController, PredictiveController
+from pynode.errors import UnsupportedError, explain
 from pynode.julia.runtime import Julia
 from pynode.sensealg import (
     BacksolveAdjoint,
@@ -32,9 +33,37 @@ def number_of(engine: Julia, algorithm: Algorithm) -> int:
     """Julia's number of an algorithm."""
     if isinstance(algorithm, JuliaAlgorithm):
         return engine.named(algorithm.expression) if algorithm.expression else engine.held(algorithm.object)
+    return engine.named(expression_of(algorithm))
+
+
+def expression_of(algorithm: Algorithm) -> str:
+    """What one writes in Julia for an algorithm of pynode's.
+
+    Raises
+    ------
+    UnsupportedError
+        For an option that SciML's method does not have.
+    """
     if algorithm.name in _TABLEAUS:
-        return engine.named(_tableau(algorithm.name))
-    return engine.named(_OTHER.get(algorithm.name, f"{algorithm.name}()"))
+        return _tableau(algorithm.name)
+    if isinstance(algorithm, Stabilized):
+        return f"{algorithm.name}({_stages(algorithm)})"
+    options = "linsolve = KrylovJL_GMRES()" if getattr(algorithm, "linsolve", "") == "gmres" else ""
+    return _OTHER.get(algorithm.name, f"{algorithm.name}({options})")
+
+
+def _stages(algorithm: Stabilized) -> str:
+    given = {key: getattr(algorithm, key) for key in ("min_stages", "max_stages", "eigen_est")}
+    given = {key: value for key, value in given.items() if value is not None}
+    if "eigen_est" in given or (given and algorithm.name == "RKC"):
+        raise UnsupportedError(
+            explain(
+                f"{algorithm.name}({', '.join(given)}) on the Julia backend",
+                "RKC(), or ROCK2 and ROCK4 with min_stages and max_stages alone",
+                "drop these options, or use backend='torch'",
+            )
+        )
+    return ", ".join(f"{key} = {value}" for key, value in given.items())
 
 
 def _tableau(name: str) -> str:

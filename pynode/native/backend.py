@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Implicit, Reversible, Symplectic
+from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Implicit, Reversible, Stabilized, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, UnsupportedError, explain
@@ -30,7 +30,7 @@ from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.methods import known, stepper_of
+from pynode.native.methods import known, stepper_of, vectors_carried
 from pynode.native.reversible import REVERSIBLE
 from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
@@ -187,7 +187,7 @@ def _store(request: Request) -> EveryStep | None:
     bound = sensealg.checkpoints
     if sensealg.max_memory is not None:
         layout, algorithm = request.problem.layout, request.algorithm
-        vectors = 1 + (REVERSIBLE[algorithm.name].carries if isinstance(algorithm, Reversible) else 0)
+        vectors = 1 + vectors_carried(algorithm)
         size = vectors * layout.size * layout.dtype.itemsize
         bound = int(sensealg.max_memory // size)
         if bound < 2:
@@ -355,10 +355,10 @@ class NativeBackend:
     def pull_back_tangent(
         self, record: NativeRecord, query: Query, cotangents: Tensor, directions: Gradients
     ) -> tuple[Gradients, Tensor] | None:
-        # What a reversible method carries beside the state has no tangents there, and the implicit function theorem is
-        # used once by implicit ones.
+        # What a method carries beside the state has no tangents there and is not restored, and the implicit function
+        # theorem is used once by implicit ones.
         if not isinstance(record.request.sensealg, CheckpointedAdjoint) or isinstance(
-            record.request.algorithm, Reversible | Implicit | FixedImplicit
+            record.request.algorithm, Reversible | Stabilized | Implicit | FixedImplicit
         ):
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)
@@ -457,7 +457,8 @@ def evaluate(
         for n, y, carried in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             if record.columns is not None and not whole:
-                y = y[: request.problem.layout.size]
+                channels, size = y.shape, request.problem.layout.size
+                y, carried = y[:size], tuple(x[:size] if x.shape == channels else x for x in carried)
             trajectory.enter(stepper, n, t, y, carried)
             stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
             inside = at_step[n]

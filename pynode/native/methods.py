@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, FixedImplicit, FixedStep, Implicit, RadauIIA5, Reversible, Symplectic
+from pynode.algorithms import (
+    Algorithm,
+    FixedImplicit,
+    FixedStep,
+    Implicit,
+    RadauIIA5,
+    Reversible,
+    Rosenbrock,
+    Stabilized,
+    Symplectic,
+)
 from pynode.algorithms.implicit import SDIRK as SDIRKMethod
 from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Against
+from pynode.native.chebyshev import SCHEMES
 from pynode.native.fixed_implicit import FixedImplicit as FixedImplicitStepper
 from pynode.native.fixed_implicit_tableaus import SCHEME_TABLEAUS
 from pynode.native.implicit import Settings
@@ -24,9 +35,12 @@ from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
 from pynode.native.metered import Metered
 from pynode.native.radau import Radau
 from pynode.native.reversible import REVERSIBLE
+from pynode.native.rosenbrock import Rosenbrock as RosenbrockStepper
+from pynode.native.rosenbrock_tableaus import ROSENBROCK
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.sdirk import SDIRK
 from pynode.native.splittings import SPLITTINGS
+from pynode.native.stabilized import Stabilized as StabilizedStepper
 from pynode.native.stepper import Stepper
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
@@ -99,6 +113,8 @@ FAMILIES: dict[type[Algorithm], Family] = {
             SCHEME_TABLEAUS[algorithm.scheme], field, algorithm.interpolation, algorithm.max_iters, taped
         ),
     ),
+    Rosenbrock: Family(ROSENBROCK, lambda algorithm, field, taped, request: RosenbrockStepper(algorithm, field, taped)),
+    Stabilized: Family(SCHEMES, lambda algorithm, field, taped, request: StabilizedStepper(algorithm, field)),
     SDIRKMethod: Family(
         IMPLICIT_TABLEAUS,
         lambda algorithm, field, taped, request: SDIRK(
@@ -121,6 +137,13 @@ def known(algorithm: Algorithm) -> bool:
     """Whether the native solver has the algorithm."""
     family = family_of(algorithm)
     return algorithm.name in (TABLEAUS if family is None else family.names)
+
+
+def vectors_carried(algorithm: Algorithm) -> int:
+    """How many vectors of the state's size a step of the algorithm starts from beside the state."""
+    if isinstance(algorithm, Reversible):
+        return REVERSIBLE[algorithm.name].carries
+    return 1 if isinstance(algorithm, Stabilized) and algorithm.eigen_est is None else 0
 
 
 def stepper_of(algorithm: Algorithm, field: Field, request: Request, taped: bool, compiled: bool = True) -> Stepper:

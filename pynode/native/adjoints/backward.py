@@ -33,6 +33,8 @@ class Backward(Field):
     ``coupled``: its leading channels, on which alone the field depends; the others are integrals.
     """
 
+    on_tape = False
+
     def __init__(
         self, rate: Callable[[Tensor, Tensor], Tensor], size: int, field: Field, coupled: int | None = None
     ) -> None:

@@ -131,8 +131,9 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
         known = None if repeatable else state  # held on to no longer than the check needs it
         # The whole graph of the first step is looked through, later the first evaluation of each: a parameter that
         # is switched on in between is seen there, and a longer walk in Python would cost several per cent.
-        one = ends[-1] if len(starts) > 1 else taped.derivative()
-        dependencies.check_reached(outputs if first else [one], [*own, *arguments])
+        one = ends[-1] if len(starts) > 1 and ends[-1].requires_grad else taped.derivative()
+        made = getattr(taped, "leaves", ())
+        dependencies.check_reached(outputs if first else [one], [*own, *arguments, *made])
         gradients = torch.autograd.grad(outputs, [*own, *inputs], seeds, allow_unused=True)
         if first and graph is not None:
             graph.looked(gradients[len(own) :])

@@ -132,6 +132,8 @@ class Columns:
 class Augmented(Field):
     """The field of ``[y (n), S_1 (n), ...]``, flat."""
 
+    on_tape = False
+
     def __init__(self, columns: Columns, counts: Counts) -> None:
         problem = columns.request.problem
         self.columns = columns
