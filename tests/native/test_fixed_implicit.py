@@ -128,7 +128,7 @@ def test_a_step_that_newton_cannot_solve_fails_the_solve():
     with pytest.raises(SolveError, match=r"Newton's method did not solve the stages .* lower the step") as caught:
         start = torch.ones(1, dtype=torch.float64)
         solve(lambda t, y: y * y, start, [0.0, 0.9], algorithm=FixedImplicit(steps=1, scheme="implicit_euler"))
-    assert caught.value.retcode is pynode.ReturnCode.Unstable
+    assert caught.value.retcode is pynode.ReturnCode.ConvergenceFailure
 
 
 def test_second_derivatives_are_refused():
