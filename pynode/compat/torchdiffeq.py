@@ -21,7 +21,8 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
 - Tuple tolerances need no separate ``adjoint_rtol`` and ``adjoint_atol``.
 
 - The implicit methods at fixed steps (``gl4``, ``radauIIA5``, ...) solve their stages to rounding by Newton's method
-  with exact gradients; torchdiffeq iterates Broyden's to 1e-8 and goes on where that fails, an error here. ``gl4`` has Gauss's two nodes; torchdiffeq evaluates both stages at the first one.
+  with exact gradients; torchdiffeq iterates Broyden's to 1e-8 and goes on where that fails, an error here.
+  ``gl4`` has Gauss's two nodes; torchdiffeq evaluates both stages at the first one.
 - ``scipy_solver`` raises where SciPy fails, and takes complex states with every solver.
 
 Not offered yet, with an error that says what to use instead: ``odeint_event`` and ``event_fn=``, Adams methods.

@@ -89,7 +89,7 @@ class ErrorNorm:
             blend = each * each / torch.sqrt(each * each + 0.01 * coarse * coarse)
             return number(torch.where(each == 0.0, 0.0, blend))
         ratio, other = self(high, factor), self(low, factor)
-        return 0.0 if ratio == 0.0 else ratio * ratio / math.sqrt(ratio * ratio + 0.01 * other * other)
+        return 0.0 if ratio == 0.0 else ratio * (ratio / math.hypot(ratio, 0.1 * other))
 
     def _of_samples(self, error: Tensor, factor: float) -> Tensor:
         assert self._scale is not None
