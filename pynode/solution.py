@@ -43,13 +43,13 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ReturnCode.MaxIters: (
         "to reach the final time within the limit",
         "raise max_steps; if the steps are much smaller than the solution's features the problem is stiff for an "
-        "explicit method (take an implicit one, such as KenCarp4()) or the tolerances are too tight: raise rtol and "
-        "atol, or rescale the model",
+        "explicit method (take an implicit one, such as KenCarp4()), f jumps to and fro, or the tolerances are too "
+        "tight: raise rtol and atol, smooth f, or rescale the model",
     ),
     ReturnCode.DtLessThanMin: (
         "a step that meets the tolerance and still advances time",
-        "check f for a singularity or a jump (name jump times in d_discontinuities=), raise rtol and atol, and use "
-        "float64 where float32 cannot hold the tolerance",
+        "check f for a singularity or a jump (name jump times in d_discontinuities=), integrate less far if the "
+        "solution blows up, raise rtol and atol, and use float64 where float32 cannot hold the tolerance",
     ),
     ReturnCode.Unstable: (
         "finite values throughout",

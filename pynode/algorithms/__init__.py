@@ -8,6 +8,7 @@ from pynode.algorithms.auto_switch import AutoSwitch, AutoTsit5, AutoVern7, Auto
 from pynode.algorithms.base import Algorithm, FixedStep
 from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.exponential import ETDRK4, Exponential
+from pynode.algorithms.fixed_implicit import FixedImplicit
 from pynode.algorithms.implicit import (
     TRBDF2,
     Implicit,
@@ -46,6 +47,7 @@ from pynode.algorithms.runge_kutta import (
     Euler,
     Fehlberg2,
     Heun,
+    Heun3,
     Midpoint,
     Ralston,
     Tsit5,
@@ -89,8 +91,10 @@ __all__ = [
     "Exponential",
     "Fehlberg2",
     "FixedAdams",
+    "FixedImplicit",
     "FixedStep",
     "Heun",
+    "Heun3",
     "Implicit",
     "ImplicitAdams",
     "ImplicitEuler",

@@ -23,6 +23,7 @@ from pynode.algorithms.runge_kutta import (
     Euler,
     Fehlberg2,
     Heun,
+    Heun3,
     Midpoint,
     Ralston,
     Tsit5,
@@ -36,7 +37,7 @@ from pynode.errors import InputError, explain
 ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.__name__: cls
     for cls in (
-        *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33),
+        *(Euler, Midpoint, Heun, Ralston, RK4, RK38, SSPRK33, Heun3),
         *(ReversibleHeun, AsynchronousLeapfrog),
         *(AB3, AB4, AB5, ABM32, ABM43, ABM54, ExplicitAdams, ImplicitAdams),
         *(FBDF, VCABM, ETDRK4),

@@ -43,6 +43,11 @@ class SSPRK33(FixedStep):
 
 
 @dataclass(frozen=True)
+class Heun3(FixedStep):
+    """Heun's third-order method, three stages; torchdiffeq's ``heun3``."""
+
+
+@dataclass(frozen=True)
 class BS3(Algorithm):
     """Bogacki-Shampine 3(2), adaptive; torchdiffeq's ``bosh3``."""
 

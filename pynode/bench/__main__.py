@@ -22,6 +22,8 @@ EXPERIMENTS = {
     "gradients": "pynode.bench.gradients",
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",
+    "solvers": "pynode.bench.solvers",
+    "torchdiffeq-suite": "pynode.bench.torchdiffeq_suite",
 }
 
 

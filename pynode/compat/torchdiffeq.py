@@ -21,8 +21,11 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
 - Events: see :mod:`pynode.compat.torchdiffeq_events`.
 - Tuple tolerances need no separate ``adjoint_rtol`` and ``adjoint_atol``.
 
-Not offered yet, with an error that says what to use instead: implicit Runge-Kutta and SciPy methods, ``heun3``, and
-``perturb`` with the Adams methods.
+- The implicit methods at fixed steps (``gl4``, ``radauIIA5``, ...) solve their stages to rounding by Newton's method
+  with exact gradients; torchdiffeq iterates Broyden's to 1e-8 and goes on where that fails, an error here.
+  ``gl4`` has Gauss's two nodes; torchdiffeq evaluates both stages at the first one.
+- ``scipy_solver`` raises where SciPy fails, and takes complex states with every solver; it has no dense output and no
+  events.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from pynode.compat import torchdiffeq_scipy as scipy
 from pynode.compat.torchdiffeq_events import linked, looks, span, until
+from pynode.compat.torchdiffeq_node import behind, default_norm, user_norm
 from pynode.compat.torchdiffeq_options import (
     AssertedInputError,
     Settings,
@@ -45,13 +50,15 @@ from pynode.compat.torchdiffeq_options import (
     augmented_view,
     callbacks,
     in_torchdiffeq_terms,
+    largest_rms,
     settings,
     state_norm,
     tolerance,
 )
-from pynode.errors import InputError, SolveError, explain
+from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Watch
 from pynode.layout import Layout
+from pynode.problem import check_times
 from pynode.saveat import SaveAt
 from pynode.sensealg import BacksolveAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.solution import Solution
@@ -88,7 +95,10 @@ def odeint(
     rtol, atol : float, tensor that broadcasts to ``y0``, or tuple with one of these per component of ``y0``
     method : str, optional
         ``dopri5`` (default), ``dopri8``, ``bosh3``, ``tsit5``, ``fehlberg2``, ``adaptive_heun``; fixed-step ``euler``,
-        ``midpoint``, ``heun2``, ``rk4`` (the 3/8 rule), ``explicit_adams``, ``implicit_adams`` (``fixed_adams``).
+        ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule), ``explicit_adams``, ``implicit_adams``
+        (``fixed_adams``); fixed-step implicit ``implicit_euler``, ``implicit_midpoint``, ``trapezoid``, ``radauIIA3``,
+        ``radauIIA5``, ``gl4``, ``gl6``, ``sdirk2``, ``trbdf2``; ``scipy_solver`` (``options={"solver": "LSODA"}``),
+        whose states have no gradient here.
     options : dict, optional
         Adaptive methods: ``norm, first_step, step_t, jump_t, safety, ifactor, dfactor, min_step, max_step,
         max_num_steps, dtype``. Fixed-step methods: ``step_size, grid_constructor, interp, perturb``;
@@ -108,6 +118,8 @@ def odeint(
         See the module's documentation for how they relate to torchdiffeq's.
     """
     t = _checked(y0, t)
+    if method == scipy.NAME and event_fn is None:
+        return _by_scipy(func, y0, t, rtol, atol, options)
     chosen = settings(method, options, func, y0, t)
     if event_fn is not None:
         far = span(t, chosen)
@@ -181,6 +193,11 @@ def odeint_adjoint(
     params = _parameters(func, adjoint_params, callable(backward_options.get("norm")))
 
     t = _checked(y0, t)
+    if scipy.NAME in (method, adjoint_method or method) and event_fn is None:
+        own = (rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol)
+        return _adjoint_by_scipy(
+            func, y0, t, (rtol, atol, method, options), (*own, adjoint_method or method, backward_options), params
+        )
     chosen = settings(method, options, func, y0, t)
     backward = settings(adjoint_method or method, backward_options, func, y0, t, backward=True)
     if len(t) == 1 and event_fn is None:
@@ -205,7 +222,10 @@ def odeint_adjoint(
     if event_fn is not None:
         solved = functools.partial(_solved, func, y0, span(t, chosen), rtol, atol, chosen, sensealg, params)
         return until(lambda watch: solved(watch=watch), event_fn, y0, t, torch.is_grad_enabled(), looks(chosen))
-    return _solved(func, y0, t, rtol, atol, chosen, sensealg, params).ys
+    ys = _solved(func, y0, t, rtol, atol, chosen, sensealg, params).ys
+    own = backward.norm
+    shown = user_norm(own, y0) if callable(own) else default_norm(chosen.norm, y0, own == "seminorm")
+    return behind(ys, y0, layout, {**backward_options, "norm": shown}, sensealg)
 
 
 def odeint_dense(
@@ -301,6 +321,51 @@ def _shaped(derivative: Any, like: Tensor) -> Any:
     if not isinstance(derivative, Tensor) or derivative.shape == like.shape or derivative.numel() != like.numel():
         return derivative
     return derivative.reshape(like.shape)
+
+
+def _by_scipy(
+    func: Callable[..., Any], y0: State, t: Tensor, rtol: Tolerance, atol: Tolerance, options: Options | None
+) -> Any:
+    if len(t) == 1:
+        return _initial(y0)
+    with _assertions():
+        Layout(y0)  # says what is wrong with y0
+        check_times("t", t)
+    return scipy.integrate(_Field(func), y0, t, rtol, atol, options, func)
+
+
+def _adjoint_by_scipy(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    forward: tuple[Any, Any, str | None, Options | None],
+    backward: tuple[Any, Any, str | None, Options],
+    params: list[Tensor],
+) -> Any:
+    """A solve of which one direction at least is SciPy's."""
+    if len(t) == 1:
+        return _initial(y0)
+    count = 1 if isinstance(y0, Tensor) else len(y0)
+    rtol, atol, method, options = backward
+    for name, value in (("adjoint_rtol", rtol), ("adjoint_atol", atol)):
+        if not isinstance(value, int | float) and not (isinstance(value, Tensor) and value.ndim == 0):
+            raise UnsupportedError(
+                explain(f"{name} with one entry per element for {scipy.NAME!r}", "one number", f"pass {name}=1e-6")
+            )
+    if options.get("norm") == "seminorm":
+        options = {**options, "norm": lambda parts: largest_rms(parts[: 1 + 2 * count])}
+
+    def solved(y0: Any, t: Tensor) -> Any:
+        with torch.no_grad():
+            return odeint(func, y0, t, rtol=forward[0], atol=forward[1], method=forward[2], options=forward[3])
+
+    def adjoint(field: Callable[..., Any], start: tuple[Tensor, ...], t: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            found = odeint(field, start, t, rtol=rtol, atol=atol, method=method, options=options)
+        return tuple(x[-1] for x in found)
+
+    plan = scipy.Plan(_Field(func), isinstance(y0, Tensor), solved, adjoint)
+    return scipy.differentiable(plan, y0, t, params)
 
 
 def _solved(

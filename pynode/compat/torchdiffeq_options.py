@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,25 +22,30 @@ from pynode.algorithms import (
     Euler,
     ExplicitAdams,
     Fehlberg2,
+    FixedImplicit,
     FixedStep,
     Heun,
+    Heun3,
     ImplicitAdams,
     Midpoint,
     Tsit5,
 )
+from pynode.algorithms.fixed_implicit import SCHEMES
 from pynode.controllers import IController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.layout import Layout
 
 #: Kutta's 3/8 rule is torchdiffeq's ``rk4``.
-FIXED: dict[str, type[FixedStep]] = {
+FIXED: dict[str, Callable[..., FixedStep]] = {
     "euler": Euler,
     "midpoint": Midpoint,
     "heun2": Heun,
+    "heun3": Heun3,
     "rk4": RK38,
     "explicit_adams": ExplicitAdams,
     "implicit_adams": ImplicitAdams,
     "fixed_adams": ImplicitAdams,
+    **{scheme: partial(FixedImplicit, scheme=scheme) for scheme in SCHEMES},
 }
 
 ADAPTIVE: dict[str, type[Algorithm]] = {
@@ -51,21 +57,13 @@ ADAPTIVE: dict[str, type[Algorithm]] = {
     "adaptive_heun": AdaptiveHeun,
 }
 
-_STIFF = "'dopri5' or 'bosh3', which shorten their steps where the field is stiff, or torchdiffeq for this method"
-
-#: Methods of torchdiffeq that are not here yet: what to use instead.
-MISSING: dict[str, str] = {
-    "heun3": "'rk4' (order 4), 'bosh3' (adaptive, order 3), or pynode.solve with pynode.SSPRK33()",
-    **dict.fromkeys(("implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5"), _STIFF),
-    **dict.fromkeys(("gl4", "gl6", "sdirk2", "trbdf2"), _STIFF),
-    "scipy_solver": "'dopri5' or 'dopri8' (SciPy's RK45 and DOP853), or torchdiffeq for SciPy's stiff solvers",
-}
-
 _FIXED_OPTIONS = {"step_size", "grid_constructor", "interp", "perturb", "norm"}
-#: Of the Adams methods, besides, by their names here.
-_ADAMS_OPTIONS: dict[type[FixedStep], set[str]] = {
-    ExplicitAdams: {"max_order"},
-    ImplicitAdams: {"max_order", "max_iters"},
+#: What some have besides.
+_OWN_OPTIONS: dict[str, set[str]] = {
+    "explicit_adams": {"max_order"},
+    "implicit_adams": {"max_order", "max_iters"},
+    "fixed_adams": {"max_order", "max_iters"},
+    **{scheme: {"max_iters"} for scheme in SCHEMES},
 }
 _ADAPTIVE_OPTIONS = {
     *("norm", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
@@ -142,14 +140,18 @@ def settings(
     options = {} if options is None else dict(options)
     known = _ADAPTIVE_OPTIONS
     if method in FIXED:
-        known = _FIXED_OPTIONS | _ADAMS_OPTIONS.get(FIXED[method], set())
+        known = _FIXED_OPTIONS | _OWN_OPTIONS.get(method, set())
     if method in FIXED:
-        algorithm: Algorithm = _fixed(FIXED[method], options, func, y0, t, backward)
+        algorithm: Algorithm = _fixed(method, options, func, y0, t, backward)
     elif method in ADAPTIVE:
         algorithm = ADAPTIVE[method]()
-    elif method in MISSING:
+    elif method == "scipy_solver":
         raise UnsupportedError(
-            explain(f"method {method!r} is not offered by pynode.compat.torchdiffeq yet", *_instead(MISSING[method]))
+            explain(
+                "method 'scipy_solver' with dense output or an event function",
+                "states at given times from SciPy's solvers",
+                "use 'dopri5' or 'dopri8', SciPy's RK45 and DOP853",
+            )
         )
     else:
         names = ", ".join(repr(name) for name in (*ADAPTIVE, *FIXED))
@@ -186,12 +188,8 @@ def settings(
     )
 
 
-def _instead(suggestion: str) -> tuple[str, str]:
-    return f"one of {', '.join(map(repr, (*ADAPTIVE, *FIXED)))}", f"use {suggestion}"
-
-
 def _fixed(
-    cls: type[FixedStep], options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Tensor, backward: bool
+    method: str, options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Tensor, backward: bool
 ) -> FixedStep:
     interp = options.get("interp", "linear")
     if interp not in ("linear", "cubic"):
@@ -208,18 +206,18 @@ def _fixed(
         return times if constructor is None else constructor(func, y0, times.to(t.dtype))
 
     own = constructor is not None or (backward and step_size is None)
-    of_method = {key: int(options[key]) for key in _ADAMS_OPTIONS.get(cls, ()) if key in options}
-    if cls in _ADAMS_OPTIONS and options.get("perturb"):
+    of_method = {key: int(options[key]) for key in _OWN_OPTIONS.get(method, ()) if key in options}
+    if "max_order" in _OWN_OPTIONS.get(method, ()) and options.get("perturb"):
         raise UnsupportedError(
             explain(
-                f"options['perturb'] with the Adams methods ({cls.__name__})",
+                f"options['perturb'] with the Adams methods ({method})",
                 "no history across the discontinuities that perturb stands for",
                 "use 'rk4', whose steps look back at nothing",
             )
         )
     if of_method.get("max_order", 4) < 4:
         warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
-    return cls(
+    return FIXED[method](
         dt=None if step_size is None else float(step_size),
         mesh=mesh if own else None,
         interpolation="linear" if interp == "linear" else "hermite",

@@ -31,7 +31,7 @@ from pynode.sensealg import (
 
 #: Native algorithms that SciML calls otherwise, or has as a tableau only.
 _OTHER = {"AdaptiveHeun": "Heun()"}
-_TABLEAUS = ("RK38", "Fehlberg2")
+_TABLEAUS = ("RK38", "Fehlberg2", "Heun3")
 
 
 def known(algorithm: Algorithm) -> bool:

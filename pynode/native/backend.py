@@ -15,6 +15,7 @@ from pynode.algorithms import (
     Algorithm,
     AutoSwitch,
     Exponential,
+    FixedImplicit,
     FixedStep,
     Implicit,
     Reversible,
@@ -400,7 +401,7 @@ class NativeBackend:
         # What a method carries beside the state has no tangents there and is not restored, and implicit ones use the
         # implicit function theorem once.
         algorithm = record.request.algorithm
-        once = isinstance(algorithm, Implicit | Stabilized | AutoSwitch) or carries(algorithm)
+        once = isinstance(algorithm, Implicit | FixedImplicit | Stabilized | AutoSwitch) or carries(algorithm)
         if not isinstance(record.request.sensealg, CheckpointedAdjoint) or once:
             return None
         return second_order.pull_back_tangent(record, query, cotangents, directions)

@@ -13,6 +13,9 @@ from torch import Tensor
 from pynode.transforms import active, number
 
 Tolerance = float | Tensor
+
+#: Sums of squares below it have lost digits, in float32 and more so in float64.
+_TINY = 1e-30
 Norm = Callable[[Any], Any]
 
 
@@ -71,8 +74,8 @@ class ErrorNorm:
         if self._norm is None:
             square = torch.dot(ratio, ratio)
             size = number(square) if self._joint else square.item()
-            if size == math.inf:
-                return abs(factor) * _large_rms(ratio)
+            if not _TINY < size < math.inf:
+                return abs(factor) * _scaled_rms(ratio)
             return abs(factor) * math.sqrt(size / ratio.numel())
         ratio = ratio * factor
         return number(self._norm(ratio if self._unpack is None else self._unpack(ratio)))
@@ -86,7 +89,7 @@ class ErrorNorm:
             blend = each * each / torch.sqrt(each * each + 0.01 * coarse * coarse)
             return number(torch.where(each == 0.0, 0.0, blend))
         ratio, other = self(high, factor), self(low, factor)
-        return 0.0 if ratio == 0.0 else ratio * ratio / math.sqrt(ratio * ratio + 0.01 * other * other)
+        return 0.0 if ratio == 0.0 else ratio * (ratio / math.hypot(ratio, 0.1 * other))
 
     def _of_samples(self, error: Tensor, factor: float) -> Tensor:
         assert self._scale is not None
@@ -124,9 +127,11 @@ def _number(x: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.tensor(x, dtype=dtype, device=device)
 
 
-def _large_rms(ratio: Tensor) -> float:
-    """Root mean square of numbers whose squares overflow."""
+def _scaled_rms(ratio: Tensor) -> float:
+    """Root mean square of numbers whose squares overflow or underflow."""
     largest = number(ratio.abs().max())
+    if math.isnan(largest) or largest == 0.0:
+        return largest
     if not math.isfinite(largest):
         return math.inf
     scaled = ratio / largest

@@ -16,7 +16,7 @@ from pynode.native.error_norm import ErrorNorm
 from pynode.native.stepper import SteeringStepper, Stepper
 from pynode.native.stiffness import stiffness_clause
 from pynode.solution import Counts, ReturnCode
-from pynode.transforms import finite
+from pynode.transforms import finite, number
 
 Clock = Callable[[float], Any]
 
@@ -157,7 +157,8 @@ def _first_failure(
                 stepper.advance(t, y)
             y1 = stepper.attempt(t, t1 - t, y, edge(t1, -ahead), t1)
             if not finite(y1):
-                return Outcome(ReturnCode.Unstable, t, y, f"the step from there to t = {t1:.9g} is not finite")
+                reason = getattr(stepper, "failure", None) or f"the step from there to t = {t1:.9g} is not finite"
+                return Outcome(ReturnCode.Unstable, t, y, reason)
             y = y1
     return Outcome(ReturnCode.Unstable, mesh[-1], y, "the final state was not finite, but is when computed again")
 
@@ -231,7 +232,9 @@ def integrate_adaptive(
             counts.rejected += 1
             if observer is not None:
                 observer.rejected(t, y, t1 - t)
-            if clipped and abs(t1 - t) < floor:
+            forced = stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin
+            # A forced step is accepted unless it is not finite, and would be taken again and again then.
+            if (clipped and abs(t1 - t) < floor) or forced:
                 return _too_small(stepper, t, y, abs(t1 - t), floor, ratio, stepping)
             size = abs(t1 - t) * factor
             stretch = 1.0
@@ -298,9 +301,14 @@ def _too_small(
         where = "f is finite there, but not just ahead" if finite(stepper.derivative()) else "f is not finite there"
         return Outcome(ReturnCode.Unstable, t, y, where)
     limit = f"dtmin = {floor:.3g}" if stepping.dtmin else f"the spacing of float64 times, {floor:.3g}"
-    return Outcome(
-        ReturnCode.DtLessThanMin,
-        t,
-        y,
-        f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance",
-    )
+    detail = f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance"
+    return Outcome(ReturnCode.DtLessThanMin, t, y, detail + _blowing_up(stepper, y, floor))
+
+
+def _blowing_up(stepper: Stepper, y: Tensor, floor: float) -> str:
+    """Empty, or a clause saying that the state grows by its own size within a few of the smallest steps."""
+    with torch.no_grad():
+        size, speed = number(y.abs().max()), number(stepper.derivative().abs().max())
+    if not (0.0 < size < 1e3 * floor * speed):
+        return ""
+    return f"; the state, of size {size:.2g}, grows by as much within {size / speed:.2g} of time: it blows up there"

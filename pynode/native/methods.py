@@ -20,6 +20,7 @@ from pynode.algorithms import (
     AutoSwitch,
     Exponential,
     FixedAdams,
+    FixedImplicit,
     FixedStep,
     Implicit,
     Multistep,
@@ -38,6 +39,8 @@ from pynode.native.bdf import BDF, PAST
 from pynode.native.chebyshev import SCHEMES
 from pynode.native.exponential import ETDRK4
 from pynode.native.fixed_adams import FIXED_ADAMS
+from pynode.native.fixed_implicit import FixedImplicit as FixedImplicitStepper
+from pynode.native.fixed_implicit_tableaus import SCHEME_TABLEAUS
 from pynode.native.implicit import Settings
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
 from pynode.native.metered import Metered
@@ -150,6 +153,12 @@ FAMILIES: dict[type[Algorithm], Family] = {
         lambda algorithm: max(algorithm.max_order - 2, 0),
     ),
     AutoSwitch: Family(("AutoSwitch",), _auto_switch, lambda algorithm: 1),
+    FixedImplicit: Family(
+        ("FixedImplicit",),
+        lambda algorithm, field, taped, request: FixedImplicitStepper(
+            SCHEME_TABLEAUS[algorithm.scheme], field, algorithm.interpolation, algorithm.max_iters, taped
+        ),
+    ),
     Rosenbrock: Family(ROSENBROCK, lambda algorithm, field, taped, request: RosenbrockStepper(algorithm, field, taped)),
     Stabilized: Family(
         SCHEMES,

@@ -218,6 +218,19 @@ _add(_hermite(
     source="Shu, Osher, J. Comput. Phys. 77 (1988) 439-471; Gottlieb, Shu, Tadmor, SIAM Rev. 43 (2001) 89-112",
 ))
 
+_add(_hermite(
+    name="Heun3",
+    order=3,
+    c=(0.0, 1 / 3, 2 / 3),
+    a=(
+        (),
+        (1 / 3,),
+        (0.0, 2 / 3),
+    ),
+    b=(1 / 4, 0.0, 3 / 4),
+    source="Heun (1900); HNW I, table II.1.1, p. 135. Equal to `heun3` of torchdiffeq",
+))
+
 # Adaptive methods of low order.
 
 _add(_hermite(

@@ -646,17 +646,15 @@ def test_dense_solution(reverse):
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        *("heun3", "scipy_solver", "implicit_euler"),
-        *("implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5", "gl4", "gl6", "sdirk2", "trbdf2"),
-    ],
-)
-def test_methods_not_offered_yet_name_another(method):
-    for solver in (compat.odeint, compat.odeint_adjoint):
-        with pytest.raises(pynode.UnsupportedError, match=rf"{method}.*Remedy: use '"):
-            solver(Net(), start(), times(), method=method)
+def test_scipys_solvers_have_neither_events_nor_dense_output():
+    where = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for call in (
+        lambda: compat.odeint(Net(), start(), where, method="scipy_solver", event_fn=lambda t, y: t - 0.5),
+        lambda: compat.odeint_adjoint(Net(), start(), where, method="scipy_solver", event_fn=lambda t, y: t - 0.5),
+        lambda: compat.odeint_dense(Net(), start(), 0.0, 1.0, method="scipy_solver"),
+    ):
+        with pytest.raises(pynode.UnsupportedError, match=r"scipy_solver.*Remedy: use 'dopri5'"):
+            call()
 
 
 BAD_CALLS = {

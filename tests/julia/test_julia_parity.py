@@ -136,7 +136,7 @@ def test_implicit_methods_by_both_routes(algorithm, way, truth):
     check(found, truth, 10.0 * TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("name", ["Euler", "Midpoint", "Heun", "Ralston", "RK4", "RK38", "SSPRK33"])
+@pytest.mark.parametrize("name", ["Euler", "Midpoint", "Heun", "Ralston", "RK4", "RK38", "SSPRK33", "Heun3"])
 def test_fixed_steps_are_the_torch_backends(name):
     """The same steps of the same method: equal to rounding."""
     algorithm = getattr(pynode, name)(dt=0.05)

@@ -23,7 +23,7 @@ from pynode.native.tableaus import TABLEAUS, Tableau
 U = 2.0**-53
 THETAS = (0.125, 0.3, 0.5, 0.77, 0.9)
 NAMES = (
-    *("Euler", "Midpoint", "Heun", "Ralston", "RK4", "RK38", "SSPRK33"),
+    *("Euler", "Midpoint", "Heun", "Ralston", "RK4", "RK38", "SSPRK33", "Heun3"),
     *("BS3", "DP5", "Tsit5", "Vern7", "Vern9", "DP8", "Fehlberg2", "AdaptiveHeun"),
 )
 # A condition that fails must fail by far more than rounding can explain.

@@ -52,7 +52,7 @@ class _Backsolve:
             dy, rest = products.joint(t, state[:n], state[n : 2 * n])
             return torch.cat([dy.detach(), rest.neg_()])
 
-        field = Backward(rate, 2 * n + sum(products.sizes), products.plain)
+        field = Backward(rate, 2 * n + sum(products.sizes), products.plain, coupled=2 * n)
         self._solver = Solver(record, field, channel_norm(record, products, 2, sensealg.norm))
         self._state = torch.zeros(field.layout.size, dtype=field.layout.dtype, device=field.layout.device)
 

@@ -28,16 +28,22 @@ Norm = Callable[[Any, Any], ErrorNorm]
 
 
 class Backward(Field):
-    """A field on a flat real vector of another size than the state's, for a solve backward in time."""
+    """A field on a flat real vector of another size than the state's, for a solve backward in time.
+
+    ``coupled``: its leading channels, on which alone the field depends; the others are integrals.
+    """
 
     on_tape = False
 
-    def __init__(self, rate: Callable[[Tensor, Tensor], Tensor], size: int, field: Field) -> None:
+    def __init__(
+        self, rate: Callable[[Tensor, Tensor], Tensor], size: int, field: Field, coupled: int | None = None
+    ) -> None:
         self.f = rate
         self.args = ()
         self.layout = FlatLayout(size, field)  # type: ignore[assignment]
         self.counts = Counts()  # the stepper's; evaluations are counted by the field inside
         self._inner = field
+        self.coupled = size if coupled is None else coupled
 
     def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
         rate: Tensor = self.f(t, flat)

@@ -42,7 +42,7 @@ class _Interpolating:
         def rate(t: Tensor, state: Tensor) -> Tensor:
             return products.joint(t, forward.at(t.item(), products.plain), state[:n])[1].neg_()
 
-        field = Backward(rate, n + sum(products.sizes), products.plain)
+        field = Backward(rate, n + sum(products.sizes), products.plain, coupled=n)
         self._n = n
         self._solver = Solver(record, field, channel_norm(record, products, 1, sensealg.norm))
         self._state = torch.zeros(field.layout.size, dtype=field.layout.dtype, device=field.layout.device)
