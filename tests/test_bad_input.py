@@ -421,9 +421,7 @@ def test_a_failure_of_the_backward_solve_is_an_exception() -> None:
 
 @pytest.mark.parametrize(("name", "near"), [("tsit6", "Tsit5"), ("dopri", "DP5"), ("rk-4", "RK4"), ("vern8", "Vern7")])
 def test_unknown_algorithm(name, near) -> None:
-    error = raises(
-        InputError, f"unknown algorithm {name!r}", "one of AdaptiveHeun", "did you mean", solved(algorithm=name)
-    )
+    error = raises(InputError, f"unknown algorithm {name!r}", "AdaptiveHeun", "did you mean", solved(algorithm=name))
     assert near in str(error).split("Remedy")[1]
 
 

@@ -10,7 +10,7 @@ import torch
 
 import pynode
 from pynode import InputError, ReturnCode, SolveError, solve
-from pynode.algorithms import ALGORITHMS, Symplectic
+from pynode.algorithms import ALGORITHMS, Exponential, Symplectic
 
 EXPLICIT = ("BS3", "DP5", "Tsit5", "Vern7", "Vern9", "DP8", "Fehlberg2", "AdaptiveHeun")
 ONE = torch.ones(1, dtype=torch.float64)
@@ -91,7 +91,8 @@ def test_no_value_at_the_start_is_found_at_once():
     assert error.t == 0.0
 
 
-ONE_STATE = [name for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic)]
+#: Methods for fields of any form.
+ONE_STATE = [name for name, cls in ALGORITHMS.items() if not issubclass(cls, Symplectic | Exponential)]
 
 
 @pytest.mark.parametrize("span", [1e-12, 1e12, 1e-300, 1e300])
