@@ -10,9 +10,9 @@
    computed again.
 
 With ``backend="julia"`` the choice is ``GaussAdjoint()``, the one that SciML recommends for ODEs: the parameters'
-gradient is a quadrature, and an implicit method meets only the state's Jacobian. The torch backend has no rule for
-stiff problems yet, as it has no implicit methods. There the continuous adjoints and forward sensitivities are never
-chosen: their gradients are those of the exact solution, to a tolerance.
+gradient is a quadrature, and an implicit method meets only the state's Jacobian. The torch backend needs no rule for
+stiff problems: its implicit steps are differentiated exactly, too. There the continuous adjoints and forward
+sensitivities are never chosen: their gradients are those of the exact solution, to a tolerance.
 """
 
 from __future__ import annotations
