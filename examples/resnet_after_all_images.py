@@ -144,12 +144,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1 seed, 100 iterations, Euler at h = 1, 1/2, 1/4")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="of the grid")
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("resnet_after_all_images.png"), help="also .json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, iterations, finest = (1, 100, 2) if options.quick else (options.seeds, options.iterations, 4)
-    solvers = {"Euler": Euler} if options.quick else SOLVERS
+    solvers = {name: SOLVERS[name] for name in (["Euler"] if options.quick else options.solvers)}
     data = (load_digits() if options.data is None else load_idx(options.data)).limited(4000)
     data = replace(data, test_images=data.test_images[:1000], test_labels=data.test_labels[:1000])
     say(f"{data.name}: {len(data.train_labels)} training and {len(data.test_labels)} test images")

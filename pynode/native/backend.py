@@ -11,21 +11,16 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import (
-    FBDF,
     Algorithm,
     AutoSwitch,
-    Exponential,
     FixedImplicit,
     FixedStep,
     Implicit,
-    Reversible,
     Stabilized,
-    Symplectic,
 )
-from pynode.algorithms.implicit import SDIRK, RadauIIA5
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
-from pynode.errors import InputError, UnsupportedError, explain
+from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints import (
     backsolve,
     checkpointed,
@@ -37,16 +32,15 @@ from pynode.native.adjoints import (
     second_order,
 )
 from pynode.native.algebraic import check_mass_matrix
-from pynode.native.checkpoints import Binomial, EveryStep, Thinned
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.meshes import mesh_of
-from pynode.native.methods import carries, known, stepper_of
-from pynode.native.reversible import REVERSIBLE
+from pynode.native.methods import carries, stepper_of
+from pynode.native.offered import missing
 from pynode.native.root_finding import Search
-from pynode.native.splittings import SPLITTINGS
 from pynode.native.stepper import Stepper
+from pynode.native.stores import store_for
 from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.trajectory import SaveRecorder, Trajectory
 from pynode.problem import Field, ODEProblem
@@ -194,36 +188,6 @@ class NativeRecord:
         return boundaries
 
 
-def _store(request: Request) -> EveryStep | None:
-    """What keeps the states that dense output and the sensitivity algorithm need."""
-    sensealg = request.sensealg if request.differentiable else None
-    if getattr(sensealg, "checkpointing", False):
-        return Thinned()
-    if isinstance(sensealg, DirectAdjoint) and request.problem.cost_layout is not None:
-        return EveryStep()  # the tape holds the states anyway, and the cost of a solve that fails is read from them
-    if not isinstance(sensealg, CheckpointedAdjoint):
-        flat_memory = isinstance(sensealg, BacksolveAdjoint | ReversibleAdjoint)
-        keep = request.dense if request.dense is not None else not flat_memory
-        return EveryStep() if keep else None
-    bound = sensealg.checkpoints
-    if sensealg.max_memory is not None:
-        layout, algorithm = request.problem.layout, request.algorithm
-        vectors = 1 + carries(algorithm)
-        size = vectors * layout.size * layout.dtype.itemsize
-        bound = int(sensealg.max_memory // size)
-        if bound < 2:
-            raise InputError(
-                explain(
-                    f"CheckpointedAdjoint(max_memory={sensealg.max_memory}), where what {algorithm.name} starts a step "
-                    f"from takes {size} bytes",
-                    f"room for two, {2 * size} bytes",
-                    f"raise max_memory to {2 * size} or more",
-                )
-            )
-    # One place is that of the state at hand.
-    return EveryStep() if bound is None else Binomial(int(bound) - 1)
-
-
 class NativeBackend:
     """Solvers written in torch: the default."""
 
@@ -233,47 +197,9 @@ class NativeBackend:
         return None
 
     def supports(self, algorithm: Algorithm, sensealg: SensitivityAlgorithm) -> str | None:
-        if not known(algorithm):
-            return f"the algorithm {algorithm.name}"
         if not isinstance(sensealg, DirectAdjoint) and type(sensealg) not in _PULL_BACKS:
             return f"the sensitivity algorithm {sensealg.name}"
-        if isinstance(sensealg, ReversibleAdjoint):
-            if not isinstance(algorithm, Reversible | Symplectic):
-                return (
-                    f"ReversibleAdjoint with {algorithm.name}, which cannot be run backward: only "
-                    f"{', '.join(REVERSIBLE)} and the symplectic {', '.join(SPLITTINGS)} can"
-                )
-            if algorithm.perturb:
-                return f"ReversibleAdjoint with {algorithm.name}(perturb=True), which begins anew with every step"
-        if isinstance(algorithm, Symplectic) and isinstance(sensealg, ForwardSensitivity):
-            return f"ForwardSensitivity with {algorithm.name}, for whose halves the sensitivities are no pair (q, p)"
-        if isinstance(algorithm, Exponential) and isinstance(sensealg, ForwardSensitivity):
-            return f"ForwardSensitivity with {algorithm.name}, for which the sensitivities have no linear part"
-        if isinstance(algorithm, Implicit | FBDF | AutoSwitch) and isinstance(sensealg, ForwardSensitivity):
-            return (
-                f"ForwardSensitivity with {algorithm.name}, whose Newton iteration would need second derivatives of f "
-                "(CheckpointedAdjoint() is exact, too)"
-            )
-        if isinstance(sensealg, ContinuousAdjoint):
-            back = sensealg.algorithm or algorithm
-            if isinstance(back, Exponential):
-                return (
-                    f"{sensealg.name} integrated backward by {back.name}, as its adjoint has no linear part "
-                    f"({sensealg.name}(algorithm=Tsit5()) goes back by another method)"
-                )
-            if isinstance(back, Symplectic):
-                return (
-                    f"{sensealg.name} integrated backward by {back.name}, as its adjoint is no pair (q, p) "
-                    f"({sensealg.name}(algorithm=Tsit5()) goes back by another one)"
-                )
-            hard = isinstance(back, Implicit | FBDF | AutoSwitch)
-            if hard and not isinstance(sensealg, GaussAdjoint | QuadratureAdjoint):
-                return (
-                    f"{sensealg.name} integrated backward by {back.name}: the Jacobian of all it integrates would be "
-                    f"that of second derivatives of f ({sensealg.name}(algorithm=Tsit5()) goes back by another method; "
-                    "GaussAdjoint() and QuadratureAdjoint() go back by this one)"
-                )
-        return None
+        return missing(algorithm, sensealg)
 
     def repeated(self, f: Any, y0: Any, t: Any, question: tuple[Any, ...]) -> Solution | None:
         return None  # what f depends on is found anew for every solve
@@ -285,14 +211,6 @@ class NativeBackend:
 
     def solve(self, request: Request) -> NativeRecord:
         problem, sensealg = request.problem, request.sensealg
-        if transformed() and isinstance(request.algorithm, SDIRK | RadauIIA5):
-            raise UnsupportedError(
-                explain(
-                    f"{request.algorithm.name} inside a transform of torch.func or a dual level",
-                    "plain autograd, whose tape the implicit function theorem is written for",
-                    "batch the states in y0 yourself and call backward(), or use Tsit5()",
-                )
-            )
         mesh = None if request.algorithm.adaptive else self._mesh(request, problem.t)
         t, t_end = problem.times[0], problem.times[-1]
         ahead = math.copysign(math.inf, t_end - t)
@@ -302,7 +220,7 @@ class NativeBackend:
         )
         perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
         ends = request.differentiable and isinstance(sensealg, ReversibleAdjoint)
-        trajectory = Trajectory(t, ahead, _store(request), request.jumps, perturb, ends)
+        trajectory = Trajectory(t, ahead, store_for(request), request.jumps, perturb, ends)
         record = NativeRecord(request, trajectory)
         taped = record.taped
         clock = None

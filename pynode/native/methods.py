@@ -261,7 +261,7 @@ def _metered(stepper: RungeKutta | TapedRungeKutta, request: Request) -> Stepper
 
 
 def _refuse_options(algorithm: Algorithm, request: Request) -> None:
-    if isinstance(algorithm, Implicit | AutoSwitch) and transformed():
+    if isinstance(algorithm, Implicit | FBDF | AutoSwitch) and transformed():
         raise UnsupportedError(
             explain(
                 f"{algorithm.name} inside a torch.func transform or a dual level of torch.autograd.forward_ad",
