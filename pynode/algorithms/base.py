@@ -78,3 +78,8 @@ class FixedStep(Algorithm):
     @property
     def adaptive(self) -> bool:
         return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a method that looks back does so with ``perturb=True``, too; others begin anew with every step."""
+        return False

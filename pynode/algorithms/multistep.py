@@ -56,9 +56,11 @@ class FixedAdams(FixedStep):
     """Adams methods of growing order on a uniform mesh, as torchdiffeq has them.
 
     The first two steps, and the first two behind every discontinuity, are those of ``RK38``; the order then grows by
-    one a step to ``max_order - 1``, the number of evaluations that are looked back at. The weights are those of equal
-    steps: **on an uneven mesh the method is of order 1**, as it is in torchdiffeq. ``AB5``, ``ABM54`` and ``VCABM``
-    have the right ones.
+    one a step to ``max_order - 1``, the number of evaluations that are looked back at. ``perturb=True`` evaluates just
+    inside every step and looks back all the same: discontinuities belong into ``d_discontinuities``.
+
+    The weights are those of equal steps: **on an uneven mesh the method is of order 1**, as it is in torchdiffeq.
+    ``AB5``, ``ABM54`` and ``VCABM`` have the right ones.
 
     Parameters
     ----------
@@ -67,6 +69,10 @@ class FixedAdams(FixedStep):
     """
 
     max_order: int = 12
+
+    @property
+    def remembers(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,8 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
   with exact gradients; torchdiffeq iterates Broyden's to 1e-8 and goes on where that fails, an error here.
   ``gl4`` has Gauss's two nodes; torchdiffeq evaluates both stages at the first one.
 - ``scipy_solver`` raises where SciPy fails, and takes complex states with every solver; it has no dense output and no
-  events.
+  events. Where LSODA would step shorter than ``min_step``, ``dopri5`` goes on with steps that do not, and a
+  RuntimeWarning says so; torchdiffeq returns the states up to there, or with SciPy 1.17 disregards ``min_step``.
 """
 
 from __future__ import annotations
@@ -331,7 +332,7 @@ def _by_scipy(
     with _assertions():
         Layout(y0)  # says what is wrong with y0
         check_times("t", t)
-    return scipy.integrate(_Field(func), y0, t, rtol, atol, options, func)
+    return scipy.integrate(_Field(func), y0, t, rtol, atol, options, func, odeint)
 
 
 def _adjoint_by_scipy(

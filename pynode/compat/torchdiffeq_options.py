@@ -207,14 +207,6 @@ def _fixed(
 
     own = constructor is not None or (backward and step_size is None)
     of_method = {key: int(options[key]) for key in _OWN_OPTIONS.get(method, ()) if key in options}
-    if "max_order" in _OWN_OPTIONS.get(method, ()) and options.get("perturb"):
-        raise UnsupportedError(
-            explain(
-                f"options['perturb'] with the Adams methods ({method})",
-                "no history across the discontinuities that perturb stands for",
-                "use 'rk4', whose steps look back at nothing",
-            )
-        )
     if of_method.get("max_order", 4) < 4:
         warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
     return FIXED[method](

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.compat import torchdiffeq_lsoda
 from pynode.compat.torchdiffeq_options import CALLBACKS, AssertedSolveError, tolerance
 from pynode.errors import InputError, MissingPackageError, explain
 from pynode.layout import Layout
@@ -33,12 +34,14 @@ def integrate(
     atol: Any,
     options: dict[str, Any] | None,
     original: Any,
+    odeint: Callable[..., Any],
 ) -> Any:
     """The states at ``t``, like ``y0`` with times in front, without a gradient.
 
     ``options``: ``solver`` (``"LSODA"`` by default), ``max_step``, and ``min_step`` for LSODA. Complex states are
     integrated as pairs of real numbers, so that every solver takes them. ``original``: the user's function, whose
-    callbacks SciPy never calls.
+    callbacks SciPy never calls. ``odeint``: the drop-in's, whose ``dopri5`` keeps ``min_step`` at the price of the
+    tolerances, for where LSODA does not.
 
     Raises
     ------
@@ -61,27 +64,39 @@ def integrate(
     layout = Layout(y0)
     kind: dict[str, Any] = {"dtype": layout.dtype, "device": layout.device}
 
+    def flat_rate(s: Tensor, flat: Tensor) -> Tensor:
+        return layout.pack_derivative(func(s, layout.unpack(flat)))
+
     def rate(s: float, flat: Any) -> Any:
         with torch.no_grad():
             # A copy: SciPy goes on writing into its array, and f may keep what it is given.
-            derivative = func(torch.tensor(s, **kind), layout.unpack(torch.tensor(flat, **kind)))
-            return layout.pack_derivative(derivative).detach().cpu().double().numpy()
+            return flat_rate(torch.tensor(s, **kind), torch.tensor(flat, **kind)).detach().cpu().double().numpy()
 
     with torch.no_grad():
         start = layout.pack(y0).detach().cpu().double().numpy()
     times = t.detach().cpu().double().tolist()
-    bounds = {"max_step": float(options.get("max_step", math.inf))}
-    if solver == "LSODA":
-        bounds["min_step"] = float(options.get("min_step", 0.0))
+    given = {"rtol": tolerance("rtol", rtol, y0, layout), "atol": tolerance("atol", atol, y0, layout)}
+    tolerances = {key: _number(value) for key, value in given.items()}
+    max_step, min_step = float(options.get("max_step", math.inf)), float(options.get("min_step", 0.0))
+    if solver == "LSODA" and min_step:
+        bounds = {"min_step": min_step, "max_step": max_step}
+
+        def forced(flat: Any, rest: list[float]) -> Any:
+            with torch.no_grad():
+                span = torch.tensor(rest, dtype=torch.float64)
+                ys = odeint(flat_rate, torch.tensor(flat, **kind), span, options=bounds, **given)
+            return ys[1:].cpu().double().numpy()
+
+        rows = torchdiffeq_lsoda.integrate(rate, times, start, forced, **bounds, **tolerances)
+        return layout.unpack(torch.from_numpy(rows).to(**kind))
     result = solve_ivp(
         rate,
         (times[0], times[-1]),
         start,
         method=solver,
         t_eval=times,
-        rtol=_number(tolerance("rtol", rtol, y0, layout)),
-        atol=_number(tolerance("atol", atol, y0, layout)),
-        **bounds,
+        max_step=max_step,
+        **tolerances,
     )
     states = torch.from_numpy(result.y.T.copy())
     if not result.success or not torch.isfinite(states).all():

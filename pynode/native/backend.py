@@ -220,7 +220,8 @@ class NativeBackend:
         )
         perturb = isinstance(request.algorithm, FixedStep) and request.algorithm.perturb
         ends = request.differentiable and isinstance(sensealg, ReversibleAdjoint)
-        trajectory = Trajectory(t, ahead, store_for(request), request.jumps, perturb, ends)
+        remembers = getattr(request.algorithm, "remembers", False)
+        trajectory = Trajectory(t, ahead, store_for(request), request.jumps, perturb, ends, remembers)
         record = NativeRecord(request, trajectory)
         taped = record.taped
         clock = None
@@ -271,6 +272,7 @@ class NativeBackend:
                     request.stats.forward,
                     max_steps=request.max_steps,
                     perturb=perturb,
+                    remembers=remembers,
                     jumps=request.jumps,
                     **common,
                 )

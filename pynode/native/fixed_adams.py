@@ -52,7 +52,7 @@ def _integral(roots: list[int], at: int) -> Fraction:
 
 
 class FixedAdams:
-    """See :class:`pynode.native.stepper.Stepper`.
+    """See :class:`pynode.native.stepper.RememberingStepper`.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ class FixedAdams:
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         self._rows = (_kept(self.field.check_pure(self._at(t, jump), y) if derivative is None else derivative),)
 
-    def resume(self, t: Any, y: Tensor, carried: State) -> None:
-        self._rows = (_kept(self.field(self._at(t), y)), *carried)
+    def resume(self, t: Any, y: Tensor, carried: State, jump: float = 0.0) -> None:
+        self._rows = (_kept(self.field(self._at(t, jump), y)), *carried)
 
     def carried(self, end: bool = False) -> State:
         """The evaluations at the starts of past steps, latest first."""
@@ -93,16 +93,18 @@ class FixedAdams:
 
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
         end = t + h if end is None else end
+        inside = self._at(end, jump)
         self._end_slope = None
         kept = self._rows
         if len(kept) < FEWEST:
             self._starter.begin(t, y, kept[0])
             y1 = self._starter.attempt(t, h, y, jump, end)
         else:
-            rise, kept = self._rise(h, y, self._at(end, jump))
+            rise, kept = self._rise(h, y, inside)
             y1 = y + rise
         self._rows_end = kept[: max(self._most - 1, 0)]
-        self._step = (t, h, end, y, y1)
+        self._step = (t, h, inside, y, y1)
+        self._jumped = bool(jump)
         return y1
 
     def error_ratio(self, measure: ErrorNorm) -> float:
@@ -113,16 +115,18 @@ class FixedAdams:
         if self._linear:
             return between(thetas, h, y, y1, None, derivative)
         if self._end_slope is None:
-            self._end_slope = _kept(self.field(self._at(end), y1))
+            self._end_slope = _kept(self.field(end, y1))
         return between(thetas, h, y, y1, (self._rows[0], self._end_slope), derivative)
 
     def piece(self) -> Piece:
         kept, t, h = copy.copy(self), float(self._step[0]), float(self._step[1])
         return lambda times, field: kept.interpolate([(x - t) / h for x in times]).detach()
 
-    def advance(self, t: Any, y: Tensor) -> None:
-        slope = _kept(self.field(self._at(t), y)) if self._end_slope is None else self._end_slope
-        self._rows = (slope, *self._rows_end)
+    def advance(self, t: Any, y: Tensor, jump: float = 0.0) -> None:
+        if self._end_slope is None or self._jumped:
+            self._rows = (_kept(self.field(self._at(t, jump), y)), *self._rows_end)
+        else:
+            self._rows = (self._end_slope, *self._rows_end)
 
     def _rise(self, h: Any, y: Tensor, end: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What the step adds to the state, and the evaluations that are kept."""
@@ -132,7 +136,8 @@ class FixedAdams:
         time = self.field.time(t)
         return nudged(time, jump) if jump else time
 
-    _step: tuple[Any, Any, Any, Tensor, Tensor]
+    _step: tuple[Any, Any, Tensor, Tensor, Tensor]
+    _jumped: bool
 
 
 class CorrectedFixedAdams(FixedAdams):

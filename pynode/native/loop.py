@@ -6,14 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.stepper import SteeringStepper, Stepper
+from pynode.native.stepper import RememberingStepper, SteeringStepper, Stepper
 from pynode.native.stiffness import stiffness_clause
 from pynode.solution import Counts, ReturnCode
 from pynode.transforms import finite, number
@@ -96,13 +96,15 @@ def integrate_fixed(
     *,
     max_steps: int,
     perturb: bool = False,
+    remembers: bool = False,
     jumps: frozenset[float] = frozenset(),
     derivative: Tensor | None = None,
     observer: Observer | None = None,
     clock: Clock | None = None,
     stop: Stop | None = None,
 ) -> Outcome:
-    """Step over ``mesh``. ``perturb``: evaluate just inside every step, not only at ``jumps``."""
+    """Step over ``mesh``. ``perturb``: evaluate just inside every step, not only at ``jumps``; ``remembers``: the
+    stepper, a :class:`pynode.native.stepper.RememberingStepper`, begins anew at ``jumps`` alone."""
     if len(mesh) - 1 > max_steps:
         detail = f"the mesh has {len(mesh) - 1} steps and max_steps = {max_steps}"
         return Outcome(ReturnCode.MaxIters, mesh[0], y, detail)
@@ -110,6 +112,14 @@ def integrate_fixed(
 
     def edge(t: float, towards: float) -> float:
         return towards if perturb or t in jumps else 0.0
+
+    def enter(n: int, t: Any, y: Tensor) -> None:
+        if perturb and remembers and mesh[n] not in jumps:
+            cast(RememberingStepper, stepper).advance(t, y, ahead)
+        elif edge(mesh[n], ahead):
+            stepper.begin(t, y, jump=ahead)
+        else:
+            stepper.advance(t, y)
 
     stepper.begin(mesh[0] if clock is None else clock(mesh[0]), y, derivative, edge(mesh[0], ahead))
     if not finite(stepper.derivative()):
@@ -134,27 +144,27 @@ def integrate_fixed(
                 return Outcome(ReturnCode.Terminated, at, y1)
         y = y1
         if i < last:
-            end = t1 if clock is None else clock(t1)
-            if edge(t1, ahead):
-                stepper.begin(end, y, jump=ahead)
-            else:
-                stepper.advance(end, y)
+            enter(i + 1, t1 if clock is None else clock(t1), y)
     if finite(y):
         return Outcome(ReturnCode.Success, mesh[-1], y)
-    return _first_failure(stepper, y0, mesh, edge)
+    return _first_failure(stepper, y0, mesh, edge, enter)
 
 
 def _first_failure(
-    stepper: Stepper, y: Tensor, mesh: Sequence[float], edge: Callable[[float, float], float]
+    stepper: Stepper,
+    y: Tensor,
+    mesh: Sequence[float],
+    edge: Callable[[float, float], float],
+    enter: Callable[[int, Any, Tensor], None],
 ) -> Outcome:
     """Step again over a mesh whose end is not finite, now looking at every state: only failures pay for that."""
     ahead = math.copysign(math.inf, mesh[-1] - mesh[0])
     with torch.no_grad():
         for i, (t, t1) in enumerate(itertools.pairwise(mesh)):
-            if i == 0 or edge(t, ahead):
+            if i == 0:
                 stepper.begin(t, y, jump=edge(t, ahead))
             else:
-                stepper.advance(t, y)
+                enter(i, t, y)
             y1 = stepper.attempt(t, t1 - t, y, edge(t1, -ahead), t1)
             if not finite(y1):
                 reason = getattr(stepper, "failure", None) or f"the step from there to t = {t1:.9g} is not finite"

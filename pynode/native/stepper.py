@@ -76,6 +76,15 @@ class Stepper(Protocol):
         """Accept the last attempt, which ended in state ``y`` at time ``t``."""
 
 
+class RememberingStepper(Stepper, Protocol):
+    """A stepper that looks back over the boundaries of steps that are merely perturbed: where ``perturb`` has every
+    step evaluate just inside it, others begin anew with each. ``jump``: as for ``begin``."""
+
+    def resume(self, t: Any, y: Tensor, carried: State, jump: float = 0.0) -> None: ...
+
+    def advance(self, t: Any, y: Tensor, jump: float = 0.0) -> None: ...
+
+
 @runtime_checkable
 class ChoosingStepper(Stepper, Protocol):
     """A stepper the steps of which depend on a choice that error estimates or tolerances make: an order, a number of

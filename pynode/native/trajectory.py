@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from pynode.native.checkpoints import EveryStep, State, advance
 from pynode.native.dense import step_at
 from pynode.native.loop import Clock, Recorder
-from pynode.native.stepper import ChoosingStepper, Stepper
+from pynode.native.stepper import ChoosingStepper, RememberingStepper, Stepper
 
 
 class Trajectory:
@@ -29,6 +29,8 @@ class Trajectory:
         Times at which the field is discontinuous.
     perturb : bool
         Every boundary is one of them.
+    remembers : bool
+        The stepper looks back over boundaries at which it is merely perturbed.
     keep_ends : bool
         Keep the state at the end of the last step, and of every step after which the stepper begins anew.
 
@@ -48,6 +50,7 @@ class Trajectory:
         jumps: frozenset[float],
         perturb: bool,
         keep_ends: bool = False,
+        remembers: bool = False,
     ) -> None:
         self.mesh = [t0]
         self.direction = direction
@@ -55,7 +58,7 @@ class Trajectory:
         self.ends: dict[int, State] = {}
         self.choices: list[Any] = []
         self._keep_ends = keep_ends
-        self._jumps, self._perturb = jumps, perturb
+        self._jumps, self._perturb, self._remembers = jumps, perturb, remembers
 
     def append(self, y: Tensor, t1: float, carried: State = (), end: State = (), choice: Any = None) -> None:
         """A step from state ``y`` at the last boundary, where the stepper carried ``carried``, to time ``t1`` was
@@ -95,12 +98,15 @@ class Trajectory:
 
     def begins(self, n: int) -> bool:
         """Whether step ``n`` starts from its state alone: nothing is carried over a discontinuity."""
-        return n == 0 or self.jump_after(n) != 0.0
+        return n == 0 or self.mesh[n] in self._jumps or (self._perturb and not self._remembers)
 
     def enter(self, stepper: Stepper, n: int, t: Any, y: Tensor, carried: State) -> None:
         """Put ``stepper`` at the start of step ``n``; ``t`` is the time there, or a tensor that stands for it."""
+        jump = self.jump_after(n)
         if self.begins(n):
-            stepper.begin(t, y, jump=self.jump_after(n))
+            stepper.begin(t, y, jump=jump)
+        elif jump:
+            cast(RememberingStepper, stepper).resume(t, y, carried, jump)
         else:
             stepper.resume(t, y, carried)
         self._choose(stepper, n)
@@ -177,7 +183,11 @@ class Trajectory:
             if n == first or self.begins(n):
                 self.enter(stepper, n, t, y, carried)
             else:
-                stepper.advance(t, y)
+                jump = self.jump_after(n)
+                if jump:
+                    cast(RememberingStepper, stepper).advance(t, y, jump)
+                else:
+                    stepper.advance(t, y)
                 self._choose(stepper, n)
             y1 = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
             if recorder is not None:

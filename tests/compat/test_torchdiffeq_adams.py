@@ -75,11 +75,12 @@ def test_uneven_steps_have_the_weights_of_even_ones(method):
     torch.testing.assert_close(ours, theirs, **NEAR)
 
 
-def test_gradients_of_times_agree():
+@pytest.mark.parametrize("perturb", [False, True])
+def test_gradients_of_times_agree(perturb):
     found = []
     for solver in (compat.odeint, torchdiffeq.odeint):
         t = torch.linspace(0.0, 0.3, 12, dtype=torch.float64).requires_grad_()
-        ys = solver(Net(), start(), t, method="implicit_adams")
+        ys = solver(Net(), start(), t, method="implicit_adams", options={"perturb": perturb})
         found.append(torch.autograd.grad(ys.square().sum(), t)[0])
     torch.testing.assert_close(*found, **NEAR)
 
@@ -109,10 +110,41 @@ def test_the_continuous_adjoint_agrees(method):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
+class Logged(Net):
+    """Notes the times at which it is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def forward(self, t, y):
+        self.seen.append(float(t))
+        return super().forward(t, y)
+
+
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+@pytest.mark.parametrize("reverse", [False, True])
+@every_method
+def test_perturb_looks_back_and_evaluates_where_torchdiffeq_does(method, reverse, interp):
+    """Values, gradients and, up to rounding of a step's end, the times of evaluations: none of them on the mesh."""
+    mesh = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
+    found, seen = [], []
+    for solver in (compat.odeint, torchdiffeq.odeint):
+        f, y0, t = Logged(), start(), mesh[::4].clone()
+        t = t.flip(0) if reverse else t
+        options = {"step_size": 0.125, "perturb": True, "interp": interp}
+        ys = solver(f, y0, t, method=method, rtol=1e-6, atol=1e-7, options=options)
+        seen.append([x for x in f.seen if interp == "linear" or x not in mesh.tolist()])
+        found.append((ys, *torch.autograd.grad(ys.square().sum(), [y0, f.a])))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **NEAR)
+    assert not set(seen[0]) & set(mesh.tolist())
+    ours, theirs = (sorted(set(x)) for x in seen)
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-15)
+
+
 def test_options():
     call = {"method": "explicit_adams"}
-    with pytest.raises(pynode.UnsupportedError, match="perturb"):
-        compat.odeint(Net(), start(), times(), **call, options={"perturb": True})
     with pytest.warns(UserWarning, match="reduces to `rk4`"):
         compat.odeint(Net(), start(), times(), **call, options={"max_order": 3})
     with pytest.warns(UserWarning, match="max_iters"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -46,6 +47,40 @@ def test_scipy_solvers_agree_with_torchdiffeqs(solver, t):
     close = 1e-5 if solver == "LSODA" else 1e-9
     torch.testing.assert_close(ours, other.detach(), rtol=close, atol=close)
     assert not ours.requires_grad
+
+
+@pytest.mark.parametrize("t", [T, T.flip(0)], ids=["forward", "backward"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_lsoda_keeps_min_step_at_the_price_of_the_tolerances(pair, t):
+    """dopri5 takes over: its 3 steps of a half have a local error of some h^6 / 6! = 2e-5 each, amplified by less than
+    ten. Without a shortest step LSODA takes more than a hundred evaluations (tested, too)."""
+    net, seen = Net(), []
+
+    def field(s, y):
+        seen.append(float(s))
+        return (net(s, y[0]), -y[1]) if pair else net(s, y)
+
+    y0 = (Y0, torch.ones(1, 2, dtype=torch.float64)) if pair else Y0
+    tight = {"rtol": 1e-9, "atol": 1e-11, "method": "scipy_solver"}
+    exact = odeint(field, y0, t, **tight)
+    free, count = len(seen), 40
+    assert free > 2 * count
+    seen.clear()
+    with pytest.warns(RuntimeWarning, match="at the price of the tolerances"):
+        ys = odeint(field, y0, t, **tight, options={"min_step": 0.5})
+    assert len(seen) < count
+    for found, close in zip(ys if pair else [ys], exact if pair else [exact], strict=True):
+        torch.testing.assert_close(found, close, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("t", [T, T.flip(0)], ids=["forward", "backward"])
+def test_lsoda_steps_itself_where_it_steps_no_shorter_than_min_step(t):
+    options = {"method": "scipy_solver", "rtol": 1e-6, "atol": 1e-8}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bounded = odeint(Net(), Y0, t, **options, options={"min_step": 1e-9, "max_step": 0.3})
+    free = odeint(Net(), Y0, t, **options, options={"max_step": 0.3})
+    torch.testing.assert_close(bounded, free, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [T, T.flip(0)], ids=["forward", "backward"])

@@ -163,6 +163,7 @@ class Solver:
                     counts,
                     max_steps=max_steps,
                     perturb=bool(getattr(algorithm, "perturb", False)),
+                    remembers=getattr(algorithm, "remembers", False),
                     jumps=jumps,
                     observer=own.observer,
                 )
