@@ -61,7 +61,7 @@ from pynode.batch_solution import BatchSolution, RowCounts
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
-from pynode.events import Event, Firing
+from pynode.events import Event, Firing, RowFiring
 from pynode.per_sample import PerSample
 from pynode.recommend import Recommendation, recommend
 from pynode.saveat import SaveAt
@@ -156,6 +156,7 @@ __all__ = [
     "Rodas5P",
     "Rosenbrock23",
     "RowCounts",
+    "RowFiring",
     "SaveAt",
     "SensitivityAlgorithm",
     "Solution",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, explain
+from pynode.events import RowFiring
 from pynode.solution import _ADVICE, ReturnCode, Solution
 
 
@@ -32,9 +33,9 @@ class BatchSolution(Solution):
         The save times: (T,) where all rows share them, otherwise (T, B): ``ts[i, b]`` belongs to ``ys[i, b]``. NaN
         where a row's times are padded by NaN.
     ys : tensor or tree of tensors
-        Leaves (T, B, ...). NaN where a row has no time, or failed before it.
+        Leaves (T, B, ...). NaN where a row has no time, or failed or met a terminal event before it.
     retcode : ReturnCode
-        Success, or that of the first row that failed.
+        That of the first row that failed; otherwise Terminated where events ended all rows, or Success.
     retcodes : list of ReturnCode
         How each row ended.
     row_stats : RowCounts
@@ -42,10 +43,22 @@ class BatchSolution(Solution):
         and ``rejected`` are sums over the rows.
     span : tuple of Tensor
         Initial time of every row and the time it reached, (B,), float64.
+    events : tuple of RowFiring
+        Empty without ``events=``, otherwise of one entry: what fired in each row.
     """
 
-    def __init__(self, *args: Any, retcodes: list[ReturnCode], row_stats: RowCounts, **options: Any) -> None:
+    events: tuple[RowFiring, ...]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        *args: Any,
+        retcodes: list[ReturnCode],
+        row_stats: RowCounts,
+        firings: tuple[RowFiring, ...] = (),
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
+        self.events = firings
         self.retcodes = retcodes
         self.row_stats = row_stats
 
@@ -59,13 +72,13 @@ class BatchSolution(Solution):
         Returns
         -------
         tensor or tree
-            Leaves (B, ...) for a single time, otherwise (M, B, ...); differentiable like ``ys``. NaN in failed rows
-            behind the time they reached.
+            Leaves (B, ...) for a single time, otherwise (M, B, ...); differentiable like ``ys``. NaN behind the
+            time reached in rows that failed or met an event.
 
         Raises
         ------
         InputError
-            For a time outside the span of a row that did not fail.
+            For a time outside the span that a row was to go.
         UnsupportedError
             When the solve kept no dense output (``SaveAt(dense=False)``).
         """

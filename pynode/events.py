@@ -102,6 +102,27 @@ class Firing:
 
 
 @dataclass(frozen=True)
+class RowFiring:
+    """The events that fired in the rows of a solve under ``batching="independent"``, one in each at most.
+
+    Attributes
+    ----------
+    t : Tensor (B,)
+        When, float64, NaN in rows where none did; differentiable.
+    event, component : Tensor (B,)
+        Which of the solve's events, and which element of its condition, flattened; int64, -1 in rows where none did.
+    before, after : tree of tensors
+        The states just before it and after its effect, leaves (B, ...), NaN in rows where none fired; differentiable.
+    """
+
+    t: Tensor
+    event: Tensor
+    component: Tensor
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
 class Crossing:
     """A root that was found.
 

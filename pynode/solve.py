@@ -121,7 +121,7 @@ def solve(
         ``sol.ys`` is the event in place of the end of ``t`` (with ``SaveAt(ts=...)``: where ``t1=True``), and those
         behind it are missing. A save point at the very time of an event is given the state after its effect. In
         between two events the solve is an ordinary one, under every option and sensitivity algorithm; ``observer``
-        also sees the end of the step that an event cuts short.
+        also sees the end of the step that an event cuts short. For events of rows see ``batching``.
     controller : PIDController, optional
         Step-size control; ``IController()`` by default, ``PredictiveController()`` for implicit methods.
     max_steps : int
@@ -182,7 +182,10 @@ def solve(
         still running: ``y`` (b, ...), and ``t`` of shape (b, 1, ..., 1), which broadcasts against a state of one
         tensor, or (b,) beside a tree of tensors. What ``f`` needs of every row goes through
         ``args=(PerSample(x),)``. ``rtol`` and ``atol`` may have an entry per element of a row, ``norm`` is that of one
-        row, ``max_steps`` counts in each. Adaptive explicit Runge-Kutta methods of the torch backend only; gradients
+        row, ``max_steps`` counts in each. Conditions (and effects) of ``events`` are called like ``f`` and return (b,)
+        or (b, k) numbers; all events must be terminal, and end their row alone, the first one (in ``events=``) of
+        several at one time: ``sol.events[0]`` is a :class:`pynode.RowFiring`, and what was to be saved behind the
+        event of a row is NaN. Adaptive explicit Runge-Kutta methods of the torch backend only; gradients
         by ``CheckpointedAdjoint()`` (the default) or ``DirectAdjoint()``.
 
     Returns

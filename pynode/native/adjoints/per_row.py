@@ -91,7 +91,7 @@ class RowAdjoint:
             raise GradientError(
                 explain(
                     f"a gradient came for the state of row {row} at save time {column}, which is NaN because the row "
-                    f"failed before it or has fewer times ({int(pending.sum())} such state(s))",
+                    f"failed or met an event before it, or has fewer times ({int(pending.sum())} such state(s))",
                     "a loss of the states that there are",
                     "select them: ys[torch.isfinite(ys)], or by sol.retcodes",
                 )
@@ -233,7 +233,7 @@ class RowAdjoint:
         self.dependencies.check_reached(outputs, own)
         if self.compared:
             return
-        ended = np.flatnonzero(one.t1[places] == self.record.reached[one.ids[places]])
+        ended = np.flatnonzero(one.until[places] == self.record.reached[one.ids[places]])
         if not len(ended):
             return
         self.compared = True

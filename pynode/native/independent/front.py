@@ -16,13 +16,16 @@ from pynode.batch_solution import BatchSolution, RowCounts, rows_message
 from pynode.controllers import IController, PIDController
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.events import Event, RowFiring, as_events
 from pynode.native.independent.control import check_controller
 from pynode.native.independent.engine import ENGINE
+from pynode.native.independent.firing import firing
 from pynode.native.independent.loop import integrate
 from pynode.native.independent.problem import RowProblem
-from pynode.native.independent.record import CODES, SUCCESS, RowRecord
+from pynode.native.independent.record import CODES, RowRecord
 from pynode.native.independent.replay import evaluate, taped
 from pynode.native.independent.request import RowRequest
+from pynode.native.independent.search import Fired
 from pynode.native.independent.times import RowTimes, check_within
 from pynode.native.tableaus import TABLEAUS
 from pynode.queries import connected
@@ -71,10 +74,26 @@ def check_options(backend: str, algorithm: Algorithm, sensealg: SensitivityAlgor
         )
 
 
+def _terminal(events: Any) -> tuple[Event, ...]:
+    """The events that ``events=`` means, all of which must end their row."""
+    listed = as_events(events)
+    for index, event in enumerate(listed):
+        if not event.terminal:
+            raise UnsupportedError(
+                explain(
+                    f"batching='independent' with events[{index}], which is not terminal",
+                    "events that end their row",
+                    "write terminal=True and solve the rows again from sol.events[0].t and .after, or use "
+                    "batching='joint'",
+                )
+            )
+    return listed
+
+
 #: Options of :func:`pynode.solve` that say how rows step.
 _STEPPING = ("rtol", "atol", "norm", "max_steps", "dt0", "dtmin", "dtmax", "force_dtmin")
 #: Those that rows do not have, which must be left out.
-_JOINT = ("events", "d_discontinuities", "observer", "progress", "compile", "running_cost", "jac", "mass_matrix")
+_JOINT = ("d_discontinuities", "observer", "progress", "compile", "running_cost", "jac", "mass_matrix")
 
 
 def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
@@ -100,6 +119,7 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
     return solve_rows(
         *(problem, algorithm, sensealg, options["saveat"], options["controller"], options["params"]),
         *(options["allow_unused"], options["throw"], floats("tstops", options["tstops"]), stepping),
+        events=() if options["events"] is None else _terminal(options["events"]),
     )
 
 
@@ -114,12 +134,22 @@ def solve_rows(
     throw: bool,
     tstops: Sequence[float],
     stepping: dict[str, Any],
+    events: tuple[Event, ...] = (),
 ) -> BatchSolution:
     """Solve every row of ``problem``. ``stepping``: the options of the steps, as :class:`Request` names them."""
     sensealg = CheckpointedAdjoint() if sensealg is None else as_sensealg(sensealg)
     controller = IController() if controller is None else controller
     check_controller(controller)
     save = saveat if isinstance(saveat, SaveAt) else SaveAt(ts=saveat)
+    for name in ("t0", "t1", "fn"):
+        if getattr(save, name):
+            raise UnsupportedError(
+                explain(
+                    f"SaveAt({name}=) with batching='independent'",
+                    "save times for all rows or for each",
+                    "give times, (M,) or (B, M), that hold the ends, and apply the function to sol.ys",
+                )
+            )
     if save.steps:
         raise UnsupportedError(
             explain(
@@ -162,6 +192,7 @@ def solve_rows(
         watch=None,
         save_values=values,
         keeps=differentiable or save.dense is not False,
+        events=events,
         **stepping,
     )
     record = RowRecord(request, TABLEAUS[algorithm.name])
@@ -190,11 +221,26 @@ def _solution(record: RowRecord, series: RowTimes, throw: bool) -> BatchSolution
         message=message,
         retcodes=retcodes,
         row_stats=RowCounts(*(torch.from_numpy(x) for x in (record.nfe, record.accepted, record.rejected))),
+        firings=_firings(record),
     )
     if throw and message:
-        first = int((record.codes != SUCCESS).argmax())
+        first = int(record.failed.argmax())
         raise SolveError(message, record.outcome(), float(record.reached[first]), solution)
     return solution
+
+
+def _firings(record: RowRecord) -> tuple[RowFiring, ...]:
+    """What ended rows, if events were asked for."""
+    if not record.request.events:
+        return ()
+    if record.fired is None:  # no row moved
+        record.fired = Fired(record.problem.y0.detach())
+    fired = record.fired
+    states = fired.states
+    if (fired.event >= 0).any():
+        times = fired.t[:, None]
+        states = _connected(record, times, torch.from_numpy(times), states[None], False, True)[0]
+    return (firing(record, states),)
 
 
 def _connected(
@@ -239,7 +285,7 @@ def _queried(record: RowRecord, at: Tensor, derivative: bool) -> Any:
 
 
 def _message(record: RowRecord, retcodes: list[ReturnCode], shown: int = 3) -> str:
-    failed = np.flatnonzero(record.codes != SUCCESS)
+    failed = np.flatnonzero(record.failed)
     if not len(failed):
         return ""
     described = [(int(row), float(record.reached[row]), _detail(record, row)) for row in failed[:shown]]

@@ -16,9 +16,10 @@ from torch import Tensor
 from pynode.native.independent.control import initial_steps, propose, refined_steps
 from pynode.native.independent.departed import Departed
 from pynode.native.independent.norm import RowNorm, blended
-from pynode.native.independent.record import CODES, SUCCESS, Round, RowRecord
+from pynode.native.independent.record import CODES, SUCCESS, TERMINATED, Round, RowRecord
 from pynode.native.independent.running import Running
 from pynode.native.independent.saver import Saver
+from pynode.native.independent.search import RowSearch
 from pynode.native.independent.steps import RowRungeKutta
 from pynode.solution import ReturnCode
 
@@ -62,6 +63,7 @@ class _Loop:
         self.stepper = RowRungeKutta(record.tableau, self.field, len(running))
         #: Of every row that is still running.
         self._nfe = self._attempts = 0
+        self._search: RowSearch | None = None
         # No row's smallest step is larger than this.
         furthest = np.maximum(np.abs(running.t), np.abs(running.end)).max()
         self._coarse_floor = max(request.dtmin, 4.0 * float(np.spacing(furthest)))
@@ -84,6 +86,8 @@ class _Loop:
     def run(self, y0: Tensor, derivative: Tensor | None) -> None:
         """All rounds, to the record."""
         self._start(y0, derivative)
+        if self.request.events and len(self.running):
+            self._search = RowSearch(self.record, self.running, self.y, self.k1)
         while len(self.running):
             if self._attempts == self.request.max_steps:
                 self._leave(np.ones(len(self.running), dtype=np.bool_), ReturnCode.MaxIters)
@@ -160,16 +164,18 @@ class _Loop:
             np.maximum(factor, size, out=factor, where=clipped & accepted)
         if request.dtmax < math.inf:
             np.minimum(factor, request.dtmax, out=factor, where=accepted)
-        passes = running.upcoming <= t1
+        events = None if self._search is None else self._search(stepper, running, t1, (y, y1), accepted)
+        fired, until = (None, t1) if events is None else events
+        passes = running.upcoming <= until
         if not everyone:
             passes &= accepted
         passed = passes.nonzero()[0]
         if len(passed):
             ids, following = running.ids, running.following
-            following[passed] = self.saver.save(stepper, ids, passed, following, t, t1, y, y1)
+            following[passed] = self.saver.save(stepper, ids, passed, following, t, t1, until, y, y1)
             running.upcoming[passed] = self.saver.upcoming(ids[passed], following[passed])
         if self.record.rounds is not None:
-            self._keep(None if everyone else accepted.nonzero()[0], real(t), real(t1))
+            self._keep(None if everyone else accepted.nonzero()[0], real(t), real(t1), real(until))
         stuck = None
         if everyone:
             self.y = y1
@@ -178,16 +184,16 @@ class _Loop:
             running.stretch[:] = 1.01
         else:
             stuck = self._stuck(accepted, clipped, taken)
-            t1 = np.where(accepted, t1, t)
+            t1, until = np.where(accepted, t1, t), np.where(accepted, until, t)
             mask = torch.from_numpy(accepted).to(y.device)[:, None]
             self.y = torch.where(mask, y1, y)
             if stepper.fsal:
                 self.k1 = torch.where(mask, last, k1)
             running.stretch[:] = np.where(accepted, 1.01, 1.0)
-        running.t[:], running.size[:], running.ratio[:] = t1, factor, ratio
+        running.t[:], running.size[:], running.ratio[:] = until, factor, ratio
         running.accepted += accepted
-        if some_clipped:
-            accepted = self._arrive(t1, accepted, taken, stuck)
+        if some_clipped or fired is not None:
+            accepted = self._arrive(t1, accepted, taken, stuck, fired)
         if not stepper.fsal and len(self.running) and accepted.any():
             self._begin(accepted.nonzero()[0])
 
@@ -203,31 +209,32 @@ class _Loop:
         stuck: Bools = ~accepted & clipped & (taken < self._floor())
         return stuck if stuck.any() else None
 
-    def _arrive(self, t1: Floats, accepted: Bools, taken: Floats, stuck: Bools | None) -> Bools:
-        """Rows at their ends leave, and rows that are ``stuck``; returns ``accepted`` of those that go on."""
+    def _arrive(self, t1: Floats, accepted: Bools, taken: Floats, stuck: Bools | None, fired: Bools | None) -> Bools:
+        """Rows at their ends leave, and rows that are ``stuck`` or that an event ``fired`` in; returns ``accepted`` of
+        those that go on."""
         running = self.running
-        done = t1 == running.end
+        done = t1 == running.end if fired is None else (t1 == running.end) | fired
         if len(self._stops):
             self._aim(((t1 == running.target) & ~done).nonzero()[0])
         if stuck is not None:
             running.size[stuck] = taken[stuck]
-            self._too_small(stuck, done)
+            self._too_small(stuck, done, fired)
             done |= stuck
         elif done.any():
-            self._leave(done, ReturnCode.Success)
+            self._leave(done, _codes(fired, len(done)))
         going_on: Bools = accepted[~done]
         return going_on
 
-    def _keep(self, places: Indices | None, t: Floats, t1: Floats) -> None:
+    def _keep(self, places: Indices | None, t: Floats, t1: Floats, until: Floats) -> None:
         """Remember the steps that were accepted, at ``places`` (everywhere where None)."""
         ids = self.running.ids
         assert self.record.rounds is not None
         if places is None:
             # The loop writes into its numbers, but replaces the states.
-            self.record.rounds.append(Round(ids.copy(), t.copy(), t1, self.y))
+            self.record.rounds.append(Round(ids.copy(), t.copy(), t1, self.y, until))
         elif len(places):
             states = self.y.index_select(0, self.record.rows(places))
-            self.record.rounds.append(Round(ids[places], t[places], t1[places], states))
+            self.record.rounds.append(Round(ids[places], t[places], t1[places], states, until[places]))
 
     def _begin(self, places: Indices) -> None:
         """Evaluate ``f`` at the new states of rows whose last stage it was not."""
@@ -241,11 +248,11 @@ class _Loop:
             self.k1 = self.k1.index_copy(0, chosen, field(time, self.y.index_select(0, chosen)))
         record.nfe[running.ids[places]] += 1
 
-    def _too_small(self, small: Bools, done: Bools | None = None) -> None:
-        """Rows whose steps can shrink no further leave, and rows that are ``done`` with them."""
+    def _too_small(self, small: Bools, done: Bools | None = None, fired: Bools | None = None) -> None:
+        """Rows whose steps can shrink no further leave, and rows that are ``done`` with them, some by an event."""
         unstable = small & ~np.isfinite(self.running.ratio)
         leaving = small if done is None else small | done
-        codes = np.full(len(small), SUCCESS, dtype=np.int8)
+        codes = _codes(fired, len(small))
         codes[small] = CODES.index(ReturnCode.DtLessThanMin)
         codes[unstable] = CODES.index(ReturnCode.Unstable)
         self._leave(leaving, codes)
@@ -255,10 +262,9 @@ class _Loop:
         record, running = self.record, self.running
         out, places = leaving.nonzero()[0], (~leaving).nonzero()[0]
         gone = record.rows(out)
-        if code is ReturnCode.Success:
-            codes, at_fault = np.full(len(out), SUCCESS, dtype=np.int8), np.zeros(len(out), dtype=np.bool_)
-        else:
-            codes = np.full(len(out), CODES.index(code)) if isinstance(code, ReturnCode) else code[out]
+        codes = np.full(len(out), CODES.index(code)) if isinstance(code, ReturnCode) else code[out]
+        at_fault = np.zeros(len(out), dtype=np.bool_)
+        if ((codes != SUCCESS) & (codes != TERMINATED)).any():
             at_fault = ~torch.isfinite(self.k1.index_select(0, gone)).all(dim=1).cpu().numpy()
         state = self.y.index_select(0, gone)
         self.departed.add(running.part(out), codes, at_fault, self._attempts, self._nfe, state)
@@ -269,3 +275,11 @@ class _Loop:
             self.y, self.k1 = self.y.index_select(0, chosen), self.k1.index_select(0, chosen)
             self._select()
             self.stepper.resize(len(places))
+
+
+def _codes(fired: Bools | None, count: int) -> NDArray[np.int8]:
+    """Of so many rows that have done well, some by an event."""
+    codes = np.full(count, SUCCESS, dtype=np.int8)
+    if fired is not None:
+        codes[fired] = TERMINATED
+    return codes

@@ -16,6 +16,7 @@ from pynode.solution import ReturnCode
 if TYPE_CHECKING:
     from pynode.native.independent.problem import RowProblem
     from pynode.native.independent.request import RowRequest
+    from pynode.native.independent.search import Fired
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -24,26 +25,32 @@ Bools = NDArray[np.bool_]
 #: Return codes by the number that stands for them in an array.
 CODES = tuple(ReturnCode)
 SUCCESS = CODES.index(ReturnCode.Success)
+TERMINATED = CODES.index(ReturnCode.Terminated)
 
 
 @dataclass
 class Round:
-    """Steps accepted in one round: of rows ``ids`` (a,), from times ``t`` and states ``y`` (a, n) to times ``t1``."""
+    """Steps accepted in one round: of rows ``ids`` (a,), from times ``t`` and states ``y`` (a, n) to times ``t1``.
+
+    They count up to ``until`` (a,): to their ends, or to an event within.
+    """
 
     ids: Indices
     t: Floats
     t1: Floats
     y: Tensor
+    until: Floats
 
     def within(self, times: Floats, starts: Floats | None) -> tuple[Indices, Indices]:
         """Which of times (1 or B, M) lie in which of these steps: places in ``ids``, and columns of ``times``.
 
-        A step holds its end; its start only where the row begins there, given by ``starts`` (B,), if that is given.
+        A step holds the time until which it counts; its start only where the row begins there, given by ``starts``
+        (B,), if that is given.
         """
         asked = times if len(times) == 1 else times[self.ids]
         sign = np.copysign(1.0, self.t1 - self.t)[:, None]
         behind = (asked - self.t[:, None]) * sign
-        inside = (behind > 0.0) & ((asked - self.t1[:, None]) * sign <= 0.0)
+        inside = (behind > 0.0) & ((asked - self.until[:, None]) * sign <= 0.0)
         if starts is not None:
             inside |= (behind == 0.0) & (self.t == starts[self.ids])[:, None]
         places, columns = np.nonzero(inside)
@@ -68,7 +75,9 @@ class RowRecord:
     passed : ndarray (B,)
         How many of its save times each row reached.
     ends : Tensor (B, n)
-        The states where the rows ended.
+        The states where the rows' last steps ended.
+    fired : Fired or None
+        The events that ended rows.
     nfe, accepted, rejected : ndarray (B,)
     """
 
@@ -85,14 +94,24 @@ class RowRecord:
         self.passed = np.zeros(batch, dtype=np.int64)
         self.ends = problem.y0.detach().clone()
         self.nfe, self.accepted, self.rejected = (np.zeros(batch, dtype=np.int64) for _ in range(3))
+        self.fired: Fired | None = None
         # What the rest of pynode asks every record.
         self.t, self.end, self.detail, self.saved = 0.0, self.ends, "", list[float]()
         self.retcode = ReturnCode.Success
 
     def outcome(self) -> ReturnCode:
-        """Success, or that of the first row that failed."""
-        failed = np.flatnonzero(self.codes != SUCCESS)
-        return CODES[self.codes[failed[0]]] if len(failed) else ReturnCode.Success
+        """That of the first row that failed; otherwise Terminated where events ended all rows, or Success."""
+        failed = np.flatnonzero(self.failed)
+        if len(failed):
+            return CODES[int(self.codes[failed[0]])]
+        ended = len(self.codes) > 0 and bool((self.codes == TERMINATED).all())
+        return ReturnCode.Terminated if ended else ReturnCode.Success
+
+    @property
+    def failed(self) -> Bools:
+        """Which rows (B,) did."""
+        found: Bools = (self.codes != SUCCESS) & (self.codes != TERMINATED)
+        return found
 
     @property
     def problem(self) -> RowProblem:

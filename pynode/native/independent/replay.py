@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pynode.errors import UnsupportedError, explain
-from pynode.native.independent.record import Round, RowRecord
+from pynode.native.independent.record import TERMINATED, Round, RowRecord
 from pynode.native.independent.steps import extend, interpolated, step
 from pynode.native.runge_kutta import coefficients
 from pynode.solution import Counts
@@ -133,7 +133,9 @@ def boundaries(record: RowRecord, one: Round, span: Tensor) -> tuple[Tensor, Ten
     if not span.requires_grad:
         return t, t1
     first = torch.from_numpy(one.t == times.starts[one.ids]).to(span.device)
-    last = torch.from_numpy(one.t1 == times.ends[one.ids]).to(span.device)
+    # A step that an event cut short ends where it was put.
+    whole = (one.t1 == times.ends[one.ids]) & (record.codes[one.ids] != TERMINATED)
+    last = torch.from_numpy(whole).to(span.device)
     return (
         torch.where(first, span[0].index_select(0, chosen), t),
         torch.where(last, span[1].index_select(0, chosen), t1),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynode.backends import Request
+from pynode.events import Event
 from pynode.native.independent.problem import RowProblem
 
 
@@ -16,9 +17,10 @@ class RowRequest(Request):
     """``times`` of :class:`pynode.backends.Request` is empty; instead there are
 
     ``rows``: the problem; ``save_values``: save times (1 or B, M) in float64, NaN where a row has fewer; ``keeps``:
-    whether the states of all accepted steps are kept.
+    whether the states of all accepted steps are kept; ``events``: what may end rows.
     """
 
     rows: RowProblem
     save_values: NDArray[np.float64]
     keeps: bool
+    events: tuple[Event, ...] = ()

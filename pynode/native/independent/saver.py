@@ -64,16 +64,17 @@ class Saver:
         following: Indices,
         t: Floats,
         t1: Floats,
+        until: Floats,
         y: Tensor,
         y1: Tensor,
     ) -> Indices:
         """Save what rows at places ``hit`` pass in the step just attempted, from ``t`` and ``y`` to ``t1`` and ``y1``,
-        times being multiplied by the rows' direction.
+        which counts ``until`` a time, all being multiplied by the rows' direction.
 
         Returns the numbers of save times that they have then passed.
         """
         record, request = self._record, self._record.request
-        limit = t1[hit]
+        limit = until[hit]
         first = following[hit]
         own = ids[hit]
         if self._common:
