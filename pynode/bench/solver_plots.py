@@ -45,7 +45,9 @@ def draw(
                 style |= {"color": grey, "linestyle": "--", "markerfacecolor": "white"}
             else:
                 style["color"] = colours[place % len(colours)]
-            panel.loglog([x.error for x in found], [x.work for x in found], label=f"{library} {method}", **style)
+            panel.loglog(
+                [x.largest or x.error for x in found], [x.work for x in found], label=f"{library} {method}", **style
+            )
         panel.set_title(name, fontsize=10)
         panel.invert_xaxis()
         panel.grid(True, which="major", linewidth=0.3)
@@ -54,7 +56,7 @@ def draw(
         panel.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
-    figure.supxlabel("error at the end (relative, mixed)")
+    figure.supxlabel("error (relative, mixed), " + ("largest of all steps" if kind == "detest" else "at the end"))
     figure.supylabel("evaluations of f (+ columns of Jacobians)")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"work_precision_{kind}.png"

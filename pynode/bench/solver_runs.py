@@ -26,7 +26,8 @@ _TIGHT = 1e-13
 
 @dataclass(frozen=True)
 class Run:
-    """A solve. ``work``: evaluations, and as many for a Jacobian as it has columns; None of all where it failed."""
+    """A solve. ``work``: evaluations, and as many for a Jacobian as it has columns. ``error`` is that at the end,
+    ``largest`` the largest at the ends of all steps; None where the solve failed, or no such reference is known."""
 
     problem: str
     method: str
@@ -39,6 +40,7 @@ class Run:
     accepted: int
     seconds: float
     failure: str = ""
+    largest: float | None = None
 
 
 class Counted(nn.Module):
@@ -75,17 +77,29 @@ def built(name: str) -> Instance:
 
 @functools.cache
 def reference(name: str) -> Any:
-    """The state at the end: published, or solved at a tolerance of 1e-13."""
+    """The state at the end (n,): published, or solved at a tolerance of 1e-13."""
     if name in REFERENCES:
         return np.array(REFERENCES[name])
     instance = built(name)
     scale = SCALES.get(name, 1.0)
     if name in STIFF:
-        return _by_scipy(instance, "Radau", _TIGHT, 1e-2 * scale * _TIGHT)[0]
+        return _by_scipy(instance, "Radau", _TIGHT, 1e-2 * scale * _TIGHT)[1][-1]
+    return _trajectory(name).ys[-1].reshape(-1).numpy()
+
+
+@functools.cache
+def _trajectory(name: str) -> pynode.Solution:
+    """A non-stiff problem solved at a tolerance of 1e-13, with dense output of order 8."""
+    instance = built(name)
+    options: dict[str, Any] = {"algorithm": pynode.Vern9(), "rtol": _TIGHT, "atol": _TIGHT}
     with torch.no_grad():
-        ends = instance.t[[0, -1]]
-        options: dict[str, Any] = {"algorithm": pynode.Vern9(), "rtol": _TIGHT, "atol": _TIGHT}
-        return pynode.solve(instance.field, instance.y0, ends, **options).ys[-1].reshape(-1).numpy()
+        return pynode.solve(
+            instance.field, instance.y0, instance.t[[0, -1]], saveat=pynode.SaveAt(dense=True), **options
+        )
+
+
+def _error(states: Any, exact: Any, scale: float) -> float:
+    return float(np.max(np.abs(states - exact) / (scale + np.abs(exact))))
 
 
 def run(name: str, method: str, library: str, rtol: float, max_steps: int = 200_000) -> Run:
@@ -96,7 +110,8 @@ def run(name: str, method: str, library: str, rtol: float, max_steps: int = 200_
     start = time.perf_counter()
     accepted, failure = 0, ""
     counted = Counted(instance.field)
-    end: Any = None
+    times: Any = ()
+    states: Any = None
     try:
         if library == "pynode":
             with torch.no_grad():
@@ -108,26 +123,33 @@ def run(name: str, method: str, library: str, rtol: float, max_steps: int = 200_
                     rtol=rtol,
                     atol=scale * rtol,
                     max_steps=max_steps,
+                    saveat=pynode.SaveAt(steps=True),
                 )
-            end, accepted = sol.ys[-1].reshape(-1).numpy(), sol.stats.forward.accepted
+            times, states, accepted = sol.ts.numpy(), sol.ys.flatten(1).numpy(), sol.stats.forward.accepted
         else:
-            end, accepted = _by_scipy(instance, method, rtol, scale * rtol, counted)
-    except (PynodeError, RuntimeError, ValueError) as error:
-        failure = f"{type(error).__name__}: {error}"
+            times, states, accepted = _by_scipy(instance, method, rtol, scale * rtol, counted)
+    except (PynodeError, RuntimeError, ValueError) as raised:
+        failure = f"{type(raised).__name__}: {raised}"
     seconds = time.perf_counter() - start
-    error_size = None if end is None else float(np.max(np.abs(end - exact) / (scale + np.abs(exact))))
-    if error_size is not None and not np.isfinite(error_size):
-        error_size, failure = None, "the end is not finite"
+    error: float | None = None
+    largest: float | None = None
+    if states is not None:
+        error = _error(states[-1], exact, scale)
+        if not np.isfinite(error):
+            error, failure = None, "the end is not finite"
+        elif name in DETEST:
+            with torch.no_grad():
+                path = _trajectory(name)(torch.from_numpy(times)).flatten(1).numpy()
+            largest = _error(states, path, scale)
     work = counted.plain + size * counted.jacobians
-    return Run(
-        name, method, library, rtol, error_size, counted.plain, counted.jacobians, work, accepted, seconds, failure
-    )
+    jacobians = counted.jacobians
+    return Run(name, method, library, rtol, error, counted.plain, jacobians, work, accepted, seconds, failure, largest)
 
 
 def _by_scipy(
     instance: Instance, method: str, rtol: float, atol: float, field: nn.Module | None = None
-) -> tuple[Any, int]:
-    """The end and the number of steps, by ``solve_ivp`` with the Jacobian by autograd for implicit methods.
+) -> tuple[Any, Any, int]:
+    """Times, states at them and the number of steps, by ``solve_ivp``; the Jacobian of implicit methods by autograd.
 
     Raises
     ------
@@ -155,4 +177,4 @@ def _by_scipy(
         found = solve_ivp(rate, span, instance.y0.reshape(-1).numpy(), method=method, rtol=rtol, atol=atol, **extra)
     if not found.success:
         raise RuntimeError(found.message)
-    return found.y[:, -1], len(found.t) - 1
+    return found.t, found.y.T, len(found.t) - 1

@@ -195,6 +195,9 @@ class BDF(ImplicitStepper):
         found = self._newton(correction, torch.zeros_like(y))
         return found.z if self._converged(found) else None
 
+    def _lost(self, y: Tensor) -> Tensor:
+        return torch.full_like(y, torch.nan)
+
     def _finish(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:
         gamma = GAMMA[self._order]
         start, slope = self._predicted(h, y)

@@ -102,6 +102,10 @@ class ImplicitStepper(ABC):
     def _search(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
         """The stages of a step, off the tape; None where an iteration did not converge (:meth:`_converged`)."""
 
+    def _lost(self, y: Tensor) -> Tensor:
+        """Stages of a step from ``y`` whose search met what is not finite: NaN."""
+        return y.new_full((self.stages, y.numel()), torch.nan)
+
     @abstractmethod
     def _finish(self, t: Any, h: Any, y: Tensor, jump: float, end: Any, stages: Tensor) -> Tensor:
         """The state at the end of the step with these stages, on the tape where the settings say so."""
@@ -130,7 +134,7 @@ class ImplicitStepper(ABC):
         if stages is None:
             # What did not converge the loop is told; what is not finite it finds out.
             with torch.no_grad():
-                lost = self._finish(t, h, start, jump, end, start.new_full((self.stages, start.numel()), torch.nan))
+                lost = self._finish(t, h, start, jump, end, self._lost(start))
             return y if self.failure else lost
         y1 = self._finish(t, h, y, jump, end, stages)
         # Of stages that were taken from the solve, not searched for, the correction tells whether f is still the same:

@@ -284,7 +284,10 @@ def integrate_adaptive(
 def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float) -> float:
     """Magnitude of a first step (Hairer, Norsett and Wanner 1993, section II.4); one more evaluation.
 
-    ``norm`` is scaled at ``y``; ``span`` is the signed distance to the end.
+    ``norm`` is scaled at ``y``; ``span`` is the signed distance to the end. The estimate ``h1`` from the derivatives
+    takes the unit of time for that of the problem, and is far too long where the problem is much quicker; what is left
+    then is ``100 h0``, a whole time constant of y, over which error estimates cannot be trusted (that of BS3 is exactly
+    zero for ``y' = -y``). So the estimate is made in units of ``100 h0`` where it is longer than that.
     """
     with torch.no_grad():
         f0 = stepper.derivative().detach()
@@ -296,7 +299,13 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
         field_ = stepper.field
         f1 = field_.rate(field_.time(t + h), torch.add(y, f0, alpha=h))
         d2 = norm(f1 - f0) / h0
-    h1 = max(1e-06, h0 * 0.001) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1.0 / stepper.error_order)
+    if max(d1, d2) <= 1e-15:
+        h1 = max(1e-06, h0 * 0.001)
+    else:
+        power, unit = 1.0 / stepper.error_order, 100.0 * h0
+        h1 = (0.01 / max(d1, d2)) ** power
+        if h1 > unit and (most := max(d1 * unit, d2 * unit * unit)) > 0.0:
+            h1 = unit * (0.01 / most) ** power
     size = min(100.0 * h0, h1, abs(span))
     return size if size > 0 else h0  # a non-finite f1 compares false everywhere: start at h0 and let steps shrink
 

@@ -68,9 +68,13 @@ def initial_steps(d0: Floats, d1: Floats, span: Floats) -> Floats:
 
 
 def refined_steps(h0: Floats, d1: Floats, d2: Floats, order: int, span: Floats) -> Floats:
-    """The first step, ``d2`` being the norm of the second derivative that the trial step showed."""
+    """The first step, ``d2`` being the norm of the second derivative that the trial step showed; made in units of
+    ``100 h0`` where it is longer than that, as :func:`pynode.native.loop.initial_step` says."""
+    unit = 100.0 * h0
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.maximum(d1, d2)
         h1 = np.where(most <= 1e-15, np.maximum(1e-6, h0 * 0.001), (0.01 / most) ** (1.0 / order))
-        size = np.minimum(np.minimum(100.0 * h0, h1), span)
+        quick = unit * (0.01 / np.maximum(d1 * unit, d2 * unit * unit)) ** (1.0 / order)
+        h1 = np.where((h1 > unit) & (most > 1e-15), quick, h1)
+        size = np.minimum(np.minimum(unit, h1), span)
     return np.where(size > 0, size, h0)
