@@ -392,26 +392,3 @@ def test_rows_that_never_fire_step_as_without_events():
     assert sol.retcodes == [ReturnCode.Success] * 5
     empty = solve(vanderpol, y0[:0], [0.0, 1.0], PerSample(mu[:0]), events=Event(lambda t, y, mu: y[:, 0]))
     assert empty.events[0].t.shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("event", "error", "message"),
-    [
-        (Event(lambda t, y: y[0] - 0.5), pynode.FieldError, r"events\[0\] returned shape \(1,\), called with 3 rows"),
-        (Event(lambda t, y: y.sum() - 0.5), pynode.FieldError, r"returned shape \(\)"),
-        (Event(lambda t, y: y[:, 0] > 0.5), pynode.FieldError, "not the comparison"),
-        (Event(lambda t, y: torch.log(0.5 - y[:, 0])), pynode.FieldError, r"nan in row 0 at t = 0\."),
-        (Event(lambda t, y: y[:, 0] - 0.5, terminal=False), pynode.UnsupportedError, "not terminal"),
-        (Event(lambda t, y: y[:, 0] - 0.5, effect=lambda t, y: y[:, 0]), pynode.FieldError, r"effect of events\[0\]"),
-        ("ground", pynode.InputError, "events is 'ground'"),
-    ],
-)
-def test_what_cannot_be_used_is_told(event, error, message):
-    with pytest.raises(error, match=message):
-        solve(rise, torch.zeros(3, 1, dtype=F64), [0.0, 1.0], events=event)
-
-
-@pytest.mark.parametrize("option", [{"t0": True}, {"t1": True}, {"fn": lambda t, y: y}], ids=lambda x: next(iter(x)))
-def test_save_options_that_rows_do_not_have_are_refused(option):
-    with pytest.raises(pynode.UnsupportedError, match=f"SaveAt\\({next(iter(option))}=\\)"):
-        solve(rise, torch.zeros(3, 1, dtype=F64), [0.0, 1.0], saveat=pynode.SaveAt(**option))
