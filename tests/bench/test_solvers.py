@@ -11,6 +11,7 @@ import torch
 
 from pynode.bench import solvers
 from pynode.bench.__main__ import main
+from pynode.bench.solver_log import RunLog
 from pynode.bench.solver_runs import Counted, Run, run
 from pynode.bench.torchdiffeq_suite import checked
 from pynode.errors import InputError
@@ -18,8 +19,8 @@ from pynode.errors import InputError
 pytest.importorskip("scipy")
 
 
-def made(error, work=100, rtol=1e-6, method="DP5", library="pynode", problem="A1"):
-    return Run(problem, method, library, rtol, error, work, 0, work, 10, 0.1)
+def made(error, work=100, rtol=1e-6, method="DP5", library="pynode", problem="A1", largest=None):
+    return Run(problem, method, library, rtol, error, work, 0, work, 10, 0.1, largest=largest)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,51 @@ def made(error, work=100, rtol=1e-6, method="DP5", library="pynode", problem="A1
 )
 def test_a_run_is_judged_by_the_promise(ours, theirs, expected):
     assert solvers.verdict(made(ours), made(theirs, method="RK45", library="scipy")) == expected
+
+
+def test_the_largest_error_counts_where_it_is_known():
+    ours, theirs = made(4e-8, largest=2e-6), made(1e-8, largest=1e-6, method="RK45", library="scipy")
+    assert solvers.verdict(ours, theirs) == ""
+    assert solvers.verdict(ours, theirs, at_end=True) == "error over 3 times SciPy's"
+
+
+def test_runs_are_kept_as_they_end_and_taken_from_there(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "kept" / "runs.jsonl"
+    done = []
+
+    def interrupted(name, method, library, rtol):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(rtol)
+        return made(rtol, rtol=rtol, method=method, library=library, problem=name)
+
+    monkeypatch.setattr(solvers.solver_runs, "run", interrupted)
+    contestants, rtols = [("DP5", "pynode"), ("RK45", "scipy")], (1e-3, 1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        solvers.measure(["A1"], contestants, rtols, RunLog(path))
+    assert len(path.read_text().splitlines()) == 3
+    assert capsys.readouterr().err.count("A1 ") == 3
+    with path.open("a") as file:
+        file.write('{"problem": "A1", "met')  # cut short
+    done.clear()
+    runs = solvers.measure(["A1"], contestants, rtols, RunLog(path))
+    assert done == [1e-5]
+    assert len(runs) == len(path.read_text().splitlines()) == 4
+
+
+def test_a_slow_method_is_spared_the_tighter_tolerances(monkeypatch):
+    monkeypatch.setattr(
+        solvers.solver_runs, "run", lambda name, method, library, rtol: made(rtol, rtol=rtol, method=method)
+    )
+    runs = solvers.measure(["A1"], [("DP5", "pynode")], (1e-5, 1e-3), RunLog(), patience=0.05)
+    assert [key[3] for key in runs] == [1e-3]
+
+
+def test_a_file_that_holds_no_runs_is_refused(tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(InputError, match=r"line 1 of .*other\.jsonl is no run"):
+        RunLog(path)
 
 
 def test_work_at_equal_error_compares_curves_where_they_overlap():
@@ -75,6 +121,7 @@ def test_a_run_reports_error_and_work(method, library):
     assert one.work == one.nfe + one.njac  # a single column
     assert (one.njac > 0) == (method == "Radau")
     assert one.accepted > 5
+    assert one.error <= one.largest < 1e-5  # at 0.37 of the start's size and falling
 
 
 def test_a_run_that_fails_says_why():

@@ -228,3 +228,11 @@ def test_a_solution_that_blows_up_ends_with_a_message():
         lambda t, y: y**2, torch.ones(1, dtype=F64), [0.0, 2.0], algorithm=pynode.FBDF(), throw=False, max_steps=5000
     )
     assert sol.retcode in (ReturnCode.DtLessThanMin, ReturnCode.Unstable, ReturnCode.ConvergenceFailure)
+
+
+def test_a_prediction_where_f_is_nan_is_rejected():
+    """y' = -sqrt(y) from 1 is (1 - t/2)^2; a first step of 1.5 predicts a negative state, whose root is NaN."""
+    y0 = torch.ones(1, dtype=torch.float64)
+    sol = pynode.solve(lambda t, y: -y.sqrt(), y0, [0.0, 1.8], algorithm="FBDF", rtol=1e-6, atol=1e-8, dt0=1.5)
+    assert sol.stats.forward.rejected >= 1
+    assert sol.ys[-1].item() == pytest.approx(0.01, rel=1e-3)
