@@ -65,10 +65,12 @@ def energies(algorithm, end: float, every: int) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dt", "bound"), [("VelocityVerlet", 0.1, 1e-3), ("McAte4", 0.1, 1e-6)])
+@pytest.mark.parametrize(("name", "dt", "bound"), [("VelocityVerlet", 0.1, 1.5e-3), ("McAte4", 0.1, 1e-6)])
 def test_the_energy_does_not_drift_over_1e5_steps(name, dt, bound):
     """The error of the energy in the last hundredth of 1e5 steps is that of the first: bounded, no trend. That of RK4
-    grows in proportion to the time, to a hundred times what it was."""
+    grows in proportion to the time, to a hundred times what it was.
+
+    Verlet conserves H + h^2 (p^2 cos(q) / 12 - sin(q)^2 / 24) to the next order: here within 0.15 h^2 of H."""
     end = 1e5 * dt
     error = (energies(getattr(pynode, name)(dt=dt), end, 1000) - energies(pynode.RK4(steps=1), 1e-9, 1)[0]).abs()
     assert error.max() < bound
