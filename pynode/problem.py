@@ -110,17 +110,22 @@ class Field:
 
     def check_pure(self, t: Tensor, flat: Tensor) -> Tensor:
         """Call the field once and raise FieldError if it wrote into its input."""
-        before = -1 if flat.is_inference() else flat._version
-        derivative = self(t, flat)
-        if before != -1 and flat._version != before:
-            raise FieldError(
-                explain(
-                    "f changed its input y in place",
-                    "f to leave y alone: the solver still needs that state",
-                    "work on y.clone(), or use the operators without a trailing underscore",
-                )
+        return check_pure(self, t, flat)
+
+
+def check_pure(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, flat: Tensor) -> Tensor:
+    """``field(t, flat)``; raises FieldError if that wrote into ``flat``."""
+    before = -1 if flat.is_inference() else flat._version
+    derivative = field(t, flat)
+    if before != -1 and flat._version != before:
+        raise FieldError(
+            explain(
+                "f changed its input y in place",
+                "f to leave y alone: the solver still needs that state",
+                "work on y.clone(), or use the operators without a trailing underscore",
             )
-        return derivative
+        )
+    return derivative
 
 
 def nudged(t: Tensor, towards: float) -> Tensor:

@@ -19,6 +19,7 @@ from pynode.compat import torchdiffeq_lsoda
 from pynode.compat.torchdiffeq_options import CALLBACKS, AssertedSolveError, tolerance
 from pynode.errors import InputError, MissingPackageError, explain
 from pynode.layout import Layout
+from pynode.native.once import last
 from pynode.solution import ReturnCode
 
 NAME = "scipy_solver"
@@ -157,45 +158,53 @@ class _Adjoint(torch.autograd.Function):
         return ys
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        plan, count = ctx.plan, ctx.count
-        t, *rest = ctx.saved_tensors
-        params, ys = rest[: len(rest) - count], rest[len(rest) - count :]
-        wanted = ctx.needs_input_grad[2]
-        real = ys[0].dtype.to_real()
-        integrals = [p.dtype.to_complex() if p.is_complex() else real for p in params]
-        sums = [torch.zeros(p.shape, dtype=dtype, device=p.device) for p, dtype in zip(params, integrals, strict=True)]
-        adjoint = [g[-1].clone() for g in grads]
-        times = torch.zeros_like(t) if wanted else None
+        with torch.no_grad():
+            found = _pulled_back(ctx, *(g.detach() for g in grads))
+        if not torch.is_grad_enabled():
+            return found
+        ys = ctx.saved_tensors[-ctx.count :]
+        return tuple(None if g is None else last(g, ys[0]) for g in found)
 
-        def rate(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            y, a = state[1 : 1 + count], state[1 + count : 1 + 2 * count]
-            with torch.enable_grad():
-                inputs = [x.detach().requires_grad_() for x in y]
-                dy = _called(plan, s, inputs)
-            pulled = torch.autograd.grad(
-                [x for x in dy if x.requires_grad],
-                [*inputs, *params],
-                [-g for x, g in zip(dy, a, strict=True) if x.requires_grad],
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            slopes = [g.to(dtype) for g, dtype in zip(pulled[count:], integrals, strict=True)]
-            return (state[0].new_zeros(()), *(x.detach() for x in dy), *pulled[:count], *slopes)
 
-        for i in range(len(t) - 1, 0, -1):
-            if times is not None:
-                times[i] = _along(_called(plan, t[i].to(real), [y[i] for y in ys]), [g[i] for g in grads])
-            start = (ys[0].new_zeros((), dtype=real), *(y[i] for y in ys), *adjoint, *sums)
-            found = plan.backward(rate, start, torch.stack([t[i], t[i - 1]]))
-            adjoint, sums = list(found[1 + count : 1 + 2 * count]), list(found[1 + 2 * count :])
-            if i == 1 and times is not None:
-                times[0] = -_along(_called(plan, t[0].to(real), [y[0] for y in ys]), adjoint)
-                # As a save point the initial time has no effect: the state there is y0.
-            adjoint = [a + g[i - 1] for a, g in zip(adjoint, grads, strict=True)]
-        own = [g.to(p.dtype) for g, p in zip(sums, params, strict=True)]
-        return (None, None, times, *adjoint, *own)
+def _pulled_back(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    plan, count = ctx.plan, ctx.count
+    t, *rest = ctx.saved_tensors
+    params, ys = rest[: len(rest) - count], rest[len(rest) - count :]
+    wanted = ctx.needs_input_grad[2]
+    real = ys[0].dtype.to_real()
+    integrals = [p.dtype.to_complex() if p.is_complex() else real for p in params]
+    sums = [torch.zeros(p.shape, dtype=dtype, device=p.device) for p, dtype in zip(params, integrals, strict=True)]
+    adjoint = [g[-1].clone() for g in grads]
+    times = torch.zeros_like(t) if wanted else None
+
+    def rate(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        y, a = state[1 : 1 + count], state[1 + count : 1 + 2 * count]
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in y]
+            dy = _called(plan, s, inputs)
+        pulled = torch.autograd.grad(
+            [x for x in dy if x.requires_grad],
+            [*inputs, *params],
+            [-g for x, g in zip(dy, a, strict=True) if x.requires_grad],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        slopes = [g.to(dtype) for g, dtype in zip(pulled[count:], integrals, strict=True)]
+        return (state[0].new_zeros(()), *(x.detach() for x in dy), *pulled[:count], *slopes)
+
+    for i in range(len(t) - 1, 0, -1):
+        if times is not None:
+            times[i] = _along(_called(plan, t[i].to(real), [y[i] for y in ys]), [g[i] for g in grads])
+        start = (ys[0].new_zeros((), dtype=real), *(y[i] for y in ys), *adjoint, *sums)
+        found = plan.backward(rate, start, torch.stack([t[i], t[i - 1]]))
+        adjoint, sums = list(found[1 + count : 1 + 2 * count]), list(found[1 + 2 * count :])
+        if i == 1 and times is not None:
+            times[0] = -_along(_called(plan, t[0].to(real), [y[0] for y in ys]), adjoint)
+            # As a save point the initial time has no effect: the state there is y0.
+        adjoint = [a + g[i - 1] for a, g in zip(adjoint, grads, strict=True)]
+    own = [g.to(p.dtype) for g, p in zip(sums, params, strict=True)]
+    return (None, None, times, *adjoint, *own)
 
 
 def _called(plan: Plan, s: Tensor, y: Sequence[Tensor]) -> tuple[Tensor, ...]:

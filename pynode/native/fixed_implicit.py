@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.errors import GradientError, UnsupportedError, explain
+from pynode.errors import UnsupportedError, explain
 from pynode.native.adjoints.backward import Backward
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.fixed_implicit_tableaus import ImplicitTableau
 from pynode.native.hermite import between
+from pynode.native.once import once
 from pynode.problem import Field, nudged
 from pynode.transforms import number, transformed
-
-#: Output channels whose Jacobian rows are taken one by one; more go through vmap.
-_ROWS = 8
 
 
 class FixedImplicit:
@@ -92,7 +90,7 @@ class FixedImplicit:
                 factors = self._factors([self._jacobian(*at) for at in self._places(stages, plain)], plain[1])
         if corrected and torch.is_grad_enabled():
             residual = stages - self._evaluated(stages, self._start)
-            stages = _Once.apply(stages - self._by(factors, residual))  # type: ignore[no-untyped-call]
+            stages = once(stages - self._by(factors, residual))
         change = torch.mv(stages.t(), self._b)
         y1: Tensor = y + h * change
         self._end = y1
@@ -179,7 +177,7 @@ class FixedImplicit:
         return solved
 
     def _jacobian(self, time: Tensor, y: Tensor) -> Tensor:
-        """``df/dy`` (m, m) of the coupled channels: by autograd, or by differences where the field is itself made of
+        """``df/dy`` (m, m) of the coupled channels: exact, or by differences where the field is itself made of
         gradients, which steers Newton's method there and no more."""
         m = self._coupled
         if type(self.field).__call__ is not Field.__call__:
@@ -191,41 +189,8 @@ class FixedImplicit:
                 moved[j] += length
                 columns.append((self.field(time, moved)[:m] - base) / length)
             return torch.stack(columns, dim=1)
-        with torch.enable_grad():
-            x = y.detach().requires_grad_()
-            out = self.field(time, x)
-        if not out.requires_grad:
-            return torch.zeros(m, m, dtype=y.dtype, device=y.device)
-        unit = torch.eye(m, dtype=y.dtype, device=y.device)
-        if m > _ROWS:
-            try:
-                (rows,) = torch.autograd.grad(out, x, unit, is_grads_batched=True, retain_graph=True, allow_unused=True)
-                return unit.new_zeros(m, m) if rows is None else rows
-            except RuntimeError:
-                pass  # an operation that vmap refuses: row by row, which raises what is not vmap's
-        single = [torch.autograd.grad(out, x, e, retain_graph=True, allow_unused=True)[0] for e in unit]
-        return torch.stack([torch.zeros_like(x) if row is None else row for row in single])
+        return self.field.jacobian(time, y)
 
     def _at(self, t: Any, jump: float) -> Tensor:
         time = self.field.time(t)
         return nudged(time, jump) if jump else time
-
-
-class _Once(torch.autograd.Function):
-    """The identity, differentiable once: one Newton correction has the right first derivative only."""
-
-    @staticmethod
-    def forward(ctx: Any, stages: Tensor) -> Tensor:
-        return stages.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise GradientError(
-                explain(
-                    "a gradient through FixedImplicit was made differentiable (create_graph=True)",
-                    "first derivatives",
-                    "drop create_graph, or use an explicit algorithm such as RK4() or Tsit5()",
-                )
-            )
-        return grad_outputs[0]

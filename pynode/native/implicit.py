@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.errors import GradientError, explain
 from pynode.native.checkpoints import State
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.linear_operator import Linearisation, linearise
 from pynode.native.newton import Found, NewtonNorm, newton
+from pynode.native.once import once
 from pynode.problem import Field, nudged
 from pynode.transforms import number
 
@@ -224,32 +224,11 @@ class ImplicitStepper(ABC):
         return z if mass is None else z @ mass.t()
 
 
-class _FirstOrder(torch.autograd.Function):
-    """The identity, whose pullback cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise GradientError(
-                explain(
-                    "the gradient of an implicit method's steps was asked for with create_graph=True",
-                    "first derivatives: the stages are differentiated by the implicit function theorem, once",
-                    "take an explicit method, whose steps can be differentiated again, or drop create_graph=True",
-                )
-            )
-        return gradient
-
-
 def with_derivative(value: Tensor, correction: Tensor) -> Tensor:
     """``value`` with the derivative of ``correction``."""
     if not correction.requires_grad:
         return value
-    found: Tensor = _FirstOrder.apply(value + (correction - correction.detach()))  # type: ignore[no-untyped-call]
-    return found
+    return once(value + (correction - correction.detach()))
 
 
 def fractions(thetas: Sequence[Any], device: torch.device) -> Tensor:

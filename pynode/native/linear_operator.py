@@ -160,13 +160,13 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, b: Tensor, times: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor]) -> Any:
-        ctx.transposed = transposed
+        ctx.times, ctx.transposed = times, transposed
         return gmres(times, b)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gmres(ctx.transposed, gradient), None, None
+        # A function again: a mark on the way to a second derivative must not be lost here.
+        return _Solved.apply(gradient, ctx.transposed, ctx.times), None, None  # type: ignore[no-untyped-call]
 
 
 def gmres(times: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:

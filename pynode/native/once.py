@@ -25,9 +25,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return gradient
-        # Torch's own once_differentiable lets a second derivative pass whose first one came in as a constant.
-        marked: Tensor = _Refused.apply(gradient, ctx.saved_tensors[0])  # type: ignore[no-untyped-call]
-        return marked
+        return last(gradient, ctx.saved_tensors[0])
 
 
 class _Refused(torch.autograd.Function):
@@ -45,9 +43,9 @@ class _Refused(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         raise GradientError(
             explain(
-                "a gradient through an implicit step was differentiated again",
-                "one differentiation: the step is differentiated by the implicit function theorem, with a constant "
-                "inverse",
+                "a gradient through an implicit step, or through a solve by SciPy, was differentiated again",
+                "one differentiation: the implicit function theorem is used with a constant inverse, and SciPy's "
+                "adjoint solve leaves no tape",
                 "use an explicit method such as Tsit5() for second derivatives",
             )
         )
@@ -56,4 +54,14 @@ class _Refused(torch.autograd.Function):
 def once(x: Tensor) -> Tensor:
     """``x``, a second derivative of which raises GradientError instead of being wrong."""
     marked: Tensor = _Once.apply(x)  # type: ignore[no-untyped-call]
+    return marked
+
+
+def last(gradient: Tensor, x: Tensor) -> Tensor:
+    """``gradient`` computed with ``x`` and no tape, the differentiation of which raises GradientError.
+
+    Torch's own once_differentiable lets a second derivative pass whose first one came in as a constant: its mark stands
+    on no way back to what the gradient depends on. This one stands on that of ``x``.
+    """
+    marked: Tensor = _Refused.apply(gradient, x)  # type: ignore[no-untyped-call]
     return marked

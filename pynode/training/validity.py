@@ -9,7 +9,18 @@ from typing import Any
 
 import torch
 
-from pynode.algorithms import DP5, RK4, Algorithm, Euler, Fehlberg2, FixedStep, Midpoint, Tsit5
+from pynode.algorithms import (
+    DP5,
+    RK4,
+    Algorithm,
+    Euler,
+    Exponential,
+    Fehlberg2,
+    FixedStep,
+    Midpoint,
+    Symplectic,
+    Tsit5,
+)
 from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
 from pynode.solution import Solution
@@ -241,8 +252,8 @@ def _fixed_plan(
     own, own_backend = _first(odes).algorithm, _first(odes).options.get("backend", "torch")
     step, order = _resolution(odes, True), order_of(own)
     given: Sequence[Algorithm | str] = (Euler(), Midpoint(), RK4()) if solvers is None else solvers
-    if solvers is None and own.name.startswith(("Symplectic", "VelocityVerlet", "Yoshida", "McAte", "KahanLi")):
-        given = ()  # splittings solve pairs: the methods above see another field there
+    if solvers is None and isinstance(own, Exponential | Symplectic):
+        given = ()  # of pairs and of split fields: the methods above see another one there
     for backend in backends:
         others = [as_algorithm(x, backend) for x in given]
         for algorithm in [own, *(x for x in others if x.name != own.name)]:

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from pynode import InputError, SolveError, UnsupportedError
+from pynode import GradientError, InputError, SolveError, UnsupportedError
 from pynode.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense
 
 theirs = pytest.importorskip("torchdiffeq")
@@ -97,6 +97,16 @@ def test_the_adjoint_by_scipy_has_the_gradients_of_the_tape(t):
     ):
         for ours, wanted in zip(gradients(odeint_adjoint, Y0, t, field, **tight, **options), exact, strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_a_second_derivative_through_scipy_is_refused_not_dropped():
+    """Of a sum whose other part has one, it would be that part's alone."""
+    f, y0 = Net(), Y0.clone().requires_grad_()
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    ys = odeint_adjoint(f, y0, times, method="scipy_solver")
+    (first,) = torch.autograd.grad(ys[-1].sum(), y0, create_graph=True)
+    with pytest.raises(GradientError, match="differentiated again"):
+        torch.autograd.grad((first**2 + y0**2).sum(), y0)
 
 
 def test_tuples_and_complex_states_by_scipy():

@@ -14,65 +14,29 @@ import torch
 import pynode
 from pynode.julia.names import known, number_of
 from pynode.native.newton import NewtonNorm, newton
+from pynode.problems.stiff import REFERENCES, STIFF
 from pynode.solution import ReturnCode
 
 scipy_integrate = pytest.importorskip("scipy.integrate")
 F64 = torch.float64
 
 
-def van_der_pol(t, y):
-    return torch.stack([y[1], 1e3 * (1.0 - y[0] ** 2) * y[1] - y[0]])
+#: Names of the stiff set, and the absolute tolerance over the relative one.
+PROBLEMS = {"vdpol": 1e-2, "rober": 1e-9, "hires": 1e-3}
+every_problem = pytest.mark.parametrize("problem", PROBLEMS)
 
 
-def robertson(t, y):
-    slow, back, fast = 0.04 * y[0], 1e4 * y[1] * y[2], 3e7 * y[1] ** 2
-    return torch.stack([back - slow, slow - back - fast, fast])
+def _solved(name, algorithm, tolerance):
+    problem, atol = STIFF[name].build(), PROBLEMS[name] * tolerance
+    with torch.no_grad():
+        sol = pynode.solve(
+            problem.field, problem.y0, problem.t, algorithm=algorithm, rtol=tolerance, atol=atol, max_steps=20_000
+        )
+    return sol, _error(sol.ys[-1], name, tolerance, atol)
 
 
-def hires(t, y):
-    a, b, c, d, e, f, g, h = y.unbind()
-    q = 280.0 * f * h
-    return torch.stack(
-        [
-            -1.71 * a + 0.43 * b + 8.32 * c + 0.0007,
-            1.71 * a - 8.75 * b,
-            -10.03 * c + 0.43 * d + 0.035 * e,
-            8.32 * b + 1.71 * c - 1.12 * d,
-            -1.745 * e + 0.43 * f + 0.43 * g,
-            -q + 0.69 * d + 1.71 * e - 0.43 * f + 0.69 * g,
-            q - 1.81 * g,
-            -q + 1.81 * g,
-        ]
-    )
-
-
-#: Field, start, end, absolute over relative tolerance, reference.
-PROBLEMS = {
-    "van_der_pol": (van_der_pol, [2.0, 0.0], 2000.0, 1e-2, [0.1706167732170483e1, -0.8928097010247975e-3]),
-    "robertson_1e11": (
-        *(robertson, [1.0, 0.0, 0.0], 1e11, 1e-9),
-        [0.2083340149701255e-7, 0.8333360770334713e-13, 0.9999999791665050],
-    ),
-    "hires": (
-        *(hires, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0057], 321.8122, 1e-3),
-        [
-            *(0.7371312573325668e-3, 0.1442485726316185e-3, 0.5888729740967575e-4, 0.1175651343283149e-2),
-            *(0.2386356198831331e-2, 0.6238968252742796e-2, 0.2849998395185769e-2, 0.2850001604814231e-2),
-        ],
-    ),
-}
-every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-
-
-def _solved(problem, algorithm, tolerance):
-    f, start, end, absolute, reference = problem
-    y0, atol = torch.tensor(start, dtype=F64), absolute * tolerance
-    sol = pynode.solve(f, y0, [0.0, end], algorithm=algorithm, rtol=tolerance, atol=atol, max_steps=20_000)
-    return sol, _error(sol.ys[-1], reference, tolerance, atol)
-
-
-def _error(end, reference, rtol, atol):
-    reference = torch.tensor(reference, dtype=F64)
+def _error(end, name, rtol, atol):
+    reference = torch.tensor(REFERENCES[name], dtype=F64)
     return ((end - reference) / (atol + rtol * reference.abs())).square().mean().sqrt().item()
 
 
@@ -81,29 +45,30 @@ def test_radau_does_no_more_work_than_scipys(problem):
     """Evaluations and Jacobians, at an error that is no larger than 3 times SciPy's or the tolerance.
 
     10 % are left for a luckier step here or there."""
-    f, start, end, absolute, reference = problem
     tolerance = 1e-4
     sol, error = _solved(problem, "RadauIIA5", tolerance)
+    made, atol = STIFF[problem].build(), PROBLEMS[problem] * tolerance
+    f = made.field
     peer = scipy_integrate.solve_ivp(
-        lambda t, y: f(t, torch.from_numpy(y)).numpy(),
-        [0.0, end],
-        start,
+        lambda t, y: f(t, torch.from_numpy(y)).detach().numpy(),
+        made.t[[0, -1]].tolist(),
+        made.y0.numpy(),
         method="Radau",
         rtol=tolerance,
-        atol=absolute * tolerance,
+        atol=atol,
         jac=lambda t, y: torch.autograd.functional.jacobian(lambda x: f(t, x), torch.from_numpy(y)).numpy(),
     )
-    own = _error(torch.from_numpy(peer.y[:, -1]), reference, tolerance, absolute * tolerance)
+    own = _error(torch.from_numpy(peer.y[:, -1]), problem, tolerance, atol)
     assert error <= max(3.0 * own, 1.0)
     counts = sol.stats.forward
     assert counts.nfe + counts.njac <= 1.1 * (peer.nfev + peer.njev)
 
 
 @pytest.mark.parametrize("name", ["TRBDF2", "KenCarp4", "Kvaerno5"])
-@pytest.mark.parametrize("which", ["van_der_pol", "hires"])
+@pytest.mark.parametrize("which", ["vdpol", "hires"])
 def test_diagonally_implicit_methods_on_stiff_problems(name, which):
     """Errors of all steps at the end, each of the tolerance: less than their number; and in steps of slow phases."""
-    sol, error = _solved(PROBLEMS[which], name, 1e-4)
+    sol, error = _solved(which, name, 1e-4)
     assert error < sol.stats.forward.accepted
     assert sol.stats.forward.accepted < 1000
     assert sol.stats.forward.njac < sol.stats.forward.accepted
@@ -116,7 +81,7 @@ def test_diagonally_implicit_methods_on_stiff_problems(name, which):
 def test_the_stiff_set_at_many_tolerances(problem, name, tolerance, request):
     if name == "TRBDF2" and tolerance < 1e-6:
         pytest.skip("of order 2")
-    if name in ("KenCarp4", "Kvaerno5") and tolerance == 1e-3 and "van_der_pol" in request.node.name:
+    if name in ("KenCarp4", "Kvaerno5") and tolerance == 1e-3 and problem == "vdpol":
         why = "a long damped step passes the fold and follows the unstable branch: README, limits"
         request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     sol, error = _solved(problem, name, tolerance)
@@ -125,11 +90,11 @@ def test_the_stiff_set_at_many_tolerances(problem, name, tolerance, request):
 
 def test_the_gradient_of_a_stiff_problem():
     """Of Robertson's problem at t = 10 with respect to its first rate, against central differences of tight solves."""
-    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=F64)
+    problem = STIFF["rober"].build()
 
     def end(k, **options):
-        f = lambda t, y: robertson(t, y) + (k - 0.04) * torch.stack([-y[0], y[0], 0.0 * y[0]])  # noqa: E731
-        return pynode.solve(f, y0, [0.0, 10.0], algorithm="RadauIIA5", **options).ys[-1, 0]
+        f = lambda t, y: problem.field(t, y) + (k - 0.04) * torch.stack([-y[0], y[0], 0.0 * y[0]])  # noqa: E731
+        return pynode.solve(f, problem.y0, [0.0, 10.0], algorithm="RadauIIA5", **options).ys[-1, 0]
 
     k = torch.tensor(0.04, dtype=F64, requires_grad=True)
     (found,) = torch.autograd.grad(end(k, rtol=1e-5, atol=1e-10), [k])
@@ -143,9 +108,9 @@ def test_the_gradient_of_a_stiff_problem():
 
 
 def test_an_explicit_method_names_the_stiffness():
-    y0 = torch.tensor([2.0, 0.0], dtype=F64)
+    problem = STIFF["vdpol"].build()
     with pytest.raises(pynode.SolveError, match=r"stiff there.*-3e\+03.*KenCarp4\(\) or RadauIIA5\(\)") as error:
-        pynode.solve(van_der_pol, y0, [0.0, 2000.0], max_steps=500)
+        pynode.solve(problem.field, problem.y0, problem.t, max_steps=500)
     assert error.value.retcode is ReturnCode.MaxIters
 
 

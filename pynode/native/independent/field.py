@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.errors import FieldError, InputError, explain
+from pynode.errors import InputError, explain
 from pynode.layout import leaves_of, rebuild
 from pynode.native.independent.layout import RowLayout
 from pynode.solution import Counts
@@ -96,17 +96,3 @@ class RowField:
         """Times (b,), an array or a tensor, as ``f`` receives them."""
         times: Tensor = torch.as_tensor(t).to(device=self.layout.device, dtype=self.layout.dtype)
         return times.reshape(-1, *self.layout.time_shape)
-
-    def check_pure(self, t: Tensor, flat: Tensor) -> Tensor:
-        """Call the field once and raise FieldError if it wrote into its input."""
-        before = -1 if flat.is_inference() else flat._version
-        derivative = self(t, flat)
-        if before != -1 and flat._version != before:
-            raise FieldError(
-                explain(
-                    "f changed its input y in place",
-                    "f to leave y alone: the solver still needs that state",
-                    "work on y.clone(), or use the operators without a trailing underscore",
-                )
-            )
-        return derivative

@@ -21,6 +21,7 @@ from pynode.native.independent.running import Running
 from pynode.native.independent.saver import Saver
 from pynode.native.independent.search import RowSearch
 from pynode.native.independent.steps import RowRungeKutta
+from pynode.problem import check_pure
 from pynode.solution import ReturnCode
 
 Floats = NDArray[np.float64]
@@ -99,7 +100,7 @@ class _Loop:
         running, request = self.running, self.request
         self.y = y0 if self._all else y0.index_select(0, self.rows)
         if derivative is None:
-            self.k1 = self.field.check_pure(self.field.time(running.real(running.t)), self.y)
+            self.k1 = check_pure(self.field, self.field.time(running.real(running.t)), self.y)
             self._nfe += 1
         else:
             self.k1 = derivative if self._all else derivative.index_select(0, self.rows)
