@@ -217,6 +217,8 @@ def solve(
     if events is not None and not isinstance(events, Watch):
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
+    if compile == "solve" and backend == "torch":
+        from pynode.cpp.backend import BACKEND as engine  # noqa: N811  (only those who compile load it)
     if backend != "torch" and not (jac is None and mass_matrix is None):
         raise UnsupportedError(
             explain(
@@ -252,10 +254,10 @@ def solve(
     check_steps(max_steps, dt0, dtmin, dtmax)
     check_controller(controller)
 
-    if compile not in (False, "step"):
-        raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
+    if compile not in (False, "step", "solve"):
+        raise InputError(explain(f"compile = {compile!r}", "False, 'step' or 'solve'", "use compile='solve'"))
     if (
-        compile
+        compile == "step"
         and (torch.is_grad_enabled() or functional)
         and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
     ):

@@ -14,7 +14,7 @@ from pynode.dependencies import Dependencies
 from pynode.julia import routes
 from pynode.julia.capture import capture
 from pynode.julia.emitted import EmittedRoute
-from pynode.julia.watch import Watch
+from pynode.watch import Watch
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 
