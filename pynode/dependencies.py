@@ -184,6 +184,7 @@ class Dependencies:
         """Raise GradientError unless ``f`` has the value at the initial time that it had before the solve, to half the
         digits of its precision: of its own size, or of a rate that moves the state by its size over the span."""
         problem, before = self.problem, self.derivative
+        assert before is not None
         y0, times = problem.y0.detach(), problem.times
         with torch.no_grad():
             again = field(self._time, y0)

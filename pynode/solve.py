@@ -218,7 +218,7 @@ def solve(
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
     if compile == "solve" and backend == "torch":
-        from pynode.cpp.backend import BACKEND as engine  # noqa: N811  (only those who compile load it)
+        from pynode.cpp.backend import BACKEND as engine
     if backend != "torch" and not (jac is None and mass_matrix is None):
         raise UnsupportedError(
             explain(

@@ -19,17 +19,17 @@ from pynode.backends import Gradients, Query, Request
 from pynode.controllers import IController, PIController, PIDController
 from pynode.cpp.driver import (
     INTERRUPTED,
+    INTERRUPTS,
     SUCCESS,
-    Method,
     PullBackCall,
     SolveCall,
     driver,
     interruption,
     method_of,
-    poll_address,
 )
 from pynode.cpp.program import FieldProgram, Program, program_of
 from pynode.dependencies import Dependencies
+from pynode.errors import CompileWarning
 from pynode.known_fields import dependencies_of, weakly
 from pynode.native.backend import NativeBackend, NativeRecord
 from pynode.native.checkpoints import EveryStep, State
@@ -42,10 +42,6 @@ from pynode.transforms import numbers, transformed
 
 #: Bytes that the stages of a solve may leave for its pullback; steps beyond them are repeated there.
 BUDGET = 64 * 2**20
-
-
-class CompileWarning(UserWarning):
-    """A solve asked for with ``compile="solve"`` was not done in C++."""
 
 
 class CompiledStates(EveryStep):
@@ -66,8 +62,8 @@ class CompiledStates(EveryStep):
 class CompiledSolution:
     """A solve in C++: what is needed to pull it back."""
 
-    def __init__(self, field: FieldProgram, parameters: Tensor, call: SolveCall) -> None:
-        self.field, self.parameters = field, parameters
+    def __init__(self, field: FieldProgram, call: SolveCall) -> None:
+        self.field = field
         self.driver = driver(field.dtype)
         self.number = call.solution
         self.steps = int(call.steps)
@@ -82,8 +78,9 @@ class CompiledSolution:
         n = self.field.call.n
         return copied(self._states, (self.steps, n), self.field.dtype)
 
-    def pulled_back(self, cotangents: Tensor, counts: Counts) -> tuple[Tensor, Tensor]:
-        """Gradients of ``<values, cotangents>`` with respect to y0 (n,) and the parameter vector."""
+    def pulled_back(self, cotangents: Tensor, counts: Counts) -> tuple[Tensor, Tensor, bool]:
+        """Gradients of ``<values, cotangents>`` with respect to y0 (n,) and the parameter vector; whether they are
+        finite."""
         field = self.field
         dy0 = torch.empty(field.call.n, dtype=field.dtype)
         dp = torch.zeros(max(field.size, 1), dtype=field.dtype)
@@ -95,9 +92,8 @@ class CompiledSolution:
             cotangents=cotangents.data_ptr(),
             dy0=dy0.data_ptr(),
             dp=dp.data_ptr(),
-            poll=poll_address(),
+            poll=INTERRUPTS.address,
         )
-        call.field.p = self.parameters.data_ptr()
         self.driver.pull_back(ctypes.byref(call))
         counts.nfe += call.nfe
         counts.nvjp += call.nvjp
@@ -106,7 +102,7 @@ class CompiledSolution:
             raise interruption()
         if call.ended != SUCCESS:
             raise MemoryError("no memory for the pullback of this solve")
-        return dy0, dp
+        return dy0, dp, bool(call.finite)
 
 
 def copied(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -117,6 +113,16 @@ def copied(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return found
 
 
+class CompiledRecord(NativeRecord):
+    """A solve in C++. ``inputs``: the tensors of the parameter vector."""
+
+    def __init__(
+        self, request: Request, trajectory: Trajectory, compiled: CompiledSolution, inputs: list[Tensor]
+    ) -> None:
+        super().__init__(request, trajectory)
+        self.compiled, self.inputs = compiled, inputs
+
+
 class CompiledBackend(NativeBackend):
     """Whole solves in C++ where that is possible; everything else as the torch backend does it."""
 
@@ -125,9 +131,7 @@ class CompiledBackend(NativeBackend):
 
         return repeated(self, f, y0, t, question)
 
-    def dependencies(
-        self, problem: Any, counts: Counts, params: Any, allow_unused: bool, jump: float
-    ) -> Dependencies:
+    def dependencies(self, problem: Any, counts: Counts, params: Any, allow_unused: bool, jump: float) -> Dependencies:
         return dependencies_of(problem, counts, params, allow_unused, jump)
 
     def solve(self, request: Request) -> NativeRecord:
@@ -137,8 +141,8 @@ class CompiledBackend(NativeBackend):
             refusal = program.refusal
         if program is None or program.field is None:
             return super().solve(_anew(_fallen_back(request, refusal)))
-        call, held = solve_call(request, program.field)
-        found = run(request, program, program.field, call, held)
+        call, held = solve_call(request, program.field, program.inputs)
+        found = run(request, program, program.field, call)
         if found is None:  # done again, so that what went wrong is explained in one place
             return super().solve(_anew(dataclasses.replace(request, compile=False)))
         from pynode.cpp.lanes import learn
@@ -147,15 +151,13 @@ class CompiledBackend(NativeBackend):
         return found
 
     def pull_back(self, record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
-        solution: CompiledSolution | None = getattr(record, "whole", None)
         plain = query.times is record.request.times and not (query.derivative or query.time_gradient)
-        if solution is None or not plain:
+        if not isinstance(record, CompiledRecord) or not plain:
             return super().pull_back(record, query, cotangents)
-        request = record.request
+        request, solution, inputs = record.request, record.compiled, record.inputs
         dependencies = request.dependencies
         assert dependencies is not None
-        dy0, dp = solution.pulled_back(single(cotangents, record), request.stats.backward)
-        inputs = record.inputs  # type: ignore[attr-defined]
+        dy0, dp, _ = solution.pulled_back(single(cotangents, record), request.stats.backward)
         parts: list[Tensor | None] = [
             part.to(x.dtype) if used else None
             for part, x, used in zip(parted(dp, inputs), inputs, solution.field.used, strict=True)
@@ -224,14 +226,14 @@ def _anew(request: Request) -> Request:
     return dataclasses.replace(request, dependencies=found)
 
 
-def solve_call(request: Request, field: FieldProgram) -> tuple[SolveCall, list[Any]]:
+def solve_call(request: Request, field: FieldProgram, inputs: list[Tensor]) -> tuple[SolveCall, list[Any]]:
     """What C++ is told of a solve but the addresses of state, parameters and results; and what it points to."""
     problem, controller = request.problem, request.controller
-    layout = problem.layout
     method, arrays = method_of(tableau_of(request.algorithm))
     tolerances = [
         torch.as_tensor(x, dtype=field.dtype).detach().reshape(-1).contiguous() for x in (request.rtol, request.atol)
     ]
+    lengths = (ctypes.c_int64 * len(inputs))(*[x.numel() for x in inputs])
     start, end = problem.times[0], problem.times[-1]
     sign = math.copysign(1.0, end - start)
     stops = np.array(sorted((x for x in {*request.tstops} if 0 < (x - start) * sign < (end - start) * sign),
@@ -253,6 +255,8 @@ def solve_call(request: Request, field: FieldProgram) -> tuple[SolveCall, list[A
         factormax=controller.factormax,
         t0=start,
         t1=end,
+        lengths=ctypes.addressof(lengths),
+        n_parts=len(lengths),
         rtol=tolerances[0].data_ptr(),
         atol=tolerances[1].data_ptr(),
         rtols=tolerances[0].numel(),
@@ -270,24 +274,26 @@ def solve_call(request: Request, field: FieldProgram) -> tuple[SolveCall, list[A
         n_mesh=0 if mesh is None else len(mesh),
         keep=int(keep),
         budget=BUDGET if request.differentiable and not request.time_gradient else 0,
-        poll=poll_address(),
+        poll=INTERRUPTS.address,
     )
-    return call, [method, arrays, tolerances, stops, times, mesh]
+    return call, [method, arrays, lengths, tolerances, stops, times, mesh]
 
 
-def run(request: Request, program: Program, field: FieldProgram, call: SolveCall, held: list[Any]) -> Any:
+def run(request: Request, program: Program, field: FieldProgram, call: SolveCall) -> CompiledRecord | None:
     """Solve; None where the solve did not reach its end."""
     problem, layout = request.problem, request.problem.layout
     y0 = problem.y0.detach().contiguous()
-    parameters = field.vector(program.inputs)
+    parts = field.parts(program.inputs)
     values = torch.empty(len(request.times), layout.size, dtype=layout.dtype)
     call = SolveCall.from_buffer_copy(call)
-    call.field.p, call.y0, call.values = parameters.data_ptr(), y0.data_ptr(), values.data_ptr()
+    addresses = addressed(call, parts)
+    call.y0, call.values = y0.data_ptr(), values.data_ptr()
     probed = request.dependencies
     derivative = None if probed is None else probed.derivative
     call.derivative = None if derivative is None else derivative.contiguous().data_ptr()
     driver(field.dtype).solve(ctypes.byref(call))
-    solution = CompiledSolution(field, parameters, call)
+    del addresses
+    solution = CompiledSolution(field, call)
     if call.ended == INTERRUPTED:
         raise interruption()
     if call.ended != SUCCESS:
@@ -299,13 +305,19 @@ def run(request: Request, program: Program, field: FieldProgram, call: SolveCall
     store = CompiledStates(solution) if call.keep and store_for(request) is not None else None
     trajectory = Trajectory(problem.times[0], end, store, request.jumps, False)
     trajectory.mesh = boundaries.tolist()
-    record = NativeRecord(dataclasses.replace(request, compile=False), trajectory)
+    record = CompiledRecord(dataclasses.replace(request, compile=False), trajectory, solution, program.inputs)
     record.retcode, record.t = ReturnCode.Success, problem.times[-1]
     record.end = copied(call.end, (layout.size,), layout.dtype)
     record.values, record.saved = values, request.times
     record.size = call.size if request.algorithm.adaptive else None
-    record.whole, record.inputs = solution, program.inputs  # type: ignore[attr-defined]
     return record
+
+
+def addressed(call: SolveCall, parts: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """Point a call to its parameters; the result must live as long as the call."""
+    addresses = (ctypes.c_void_p * len(parts))(*[x.data_ptr() for x in parts])
+    call.parts = ctypes.addressof(addresses)
+    return addresses
 
 
 def counted(counts: Counts, call: SolveCall) -> None:
@@ -315,5 +327,3 @@ def counted(counts: Counts, call: SolveCall) -> None:
 
 
 BACKEND = CompiledBackend()
-
-__all__ = ["BACKEND", "CompileWarning", "CompiledBackend", "Method"]

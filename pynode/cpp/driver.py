@@ -1,4 +1,4 @@
-"""The solver in C++: its structures, and tableaus as it reads them. See ``driver.cpp``."""
+"""The solver in C++ (the files in ``solver/``): its structures, and tableaus as it reads them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from pynode.native.tableaus import Tableau
 #: How a call ended.
 SUCCESS, FAILED, INTERRUPTED, MEMORY = range(4)
 
+_FILES = ("calls", "field", "error_norm", "solver", "reverse", "entry")
+
 POLL = ctypes.CFUNCTYPE(c_int64)
 
 
@@ -30,11 +32,11 @@ class Method(Structure):
 
 
 class FieldCall(Structure):
-    """The field of a call: its functions, parameters and constants."""
+    """The field of a call: its functions and constants."""
 
     _fields_ = [
         *((name, c_int64) for name in ("n", "parameters", "f_work", "joint_work", "backward_work")),
-        *((name, c_void_p) for name in ("f", "forward", "backward", "p", "constants")),
+        *((name, c_void_p) for name in ("f", "forward", "backward", "constants")),
     ]
 
 
@@ -44,7 +46,9 @@ class SolveCall(Structure):
         ("method", POINTER(Method)),
         ("measured", c_int64),
         *((name, c_double) for name in ("pcoeff", "icoeff", "dcoeff", "safety", "factormin", "factormax", "t0", "t1")),
-        *((name, c_void_p) for name in ("y0", "derivative", "rtol", "atol")),
+        *((name, c_void_p) for name in ("y0", "derivative", "parts", "lengths")),
+        ("n_parts", c_int64),
+        *((name, c_void_p) for name in ("rtol", "atol")),
         *((name, c_int64) for name in ("rtols", "atols")),
         *((name, c_double) for name in ("dt0", "dtmin", "dtmax")),
         *((name, c_int64) for name in ("force_dtmin", "max_steps")),
@@ -69,7 +73,7 @@ class PullBackCall(Structure):
         ("field", FieldCall),
         ("method", POINTER(Method)),
         *((name, c_void_p) for name in ("solution", "cotangents", "dy0", "dp", "poll")),
-        *((name, c_int64) for name in ("ended", "nfe", "nvjp", "steps")),
+        *((name, c_int64) for name in ("ended", "nfe", "nvjp", "steps", "finite")),
     ]
 
 
@@ -94,7 +98,8 @@ def driver(dtype: torch.dtype) -> Driver:
 
 @functools.cache
 def _loaded() -> ctypes.CDLL:
-    handle = library(Path(__file__).with_name("driver.cpp").read_text(encoding="utf-8")).handle
+    folder = Path(__file__).with_name("solver")
+    handle = library("\n".join((folder / f"{name}.hpp").read_text(encoding="utf-8") for name in _FILES)).handle
     handle.pynode_sizes.restype = c_int64
     for which, structure in enumerate((Method, FieldCall, SolveCall, PullBackCall)):
         assert handle.pynode_sizes(c_int64(which)) == ctypes.sizeof(structure)
@@ -134,7 +139,8 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.raised = threading.local()
-        self.address = POLL(self._poll)
+        self._function = POLL(self._poll)
+        self.address = ctypes.cast(self._function, c_void_p).value or 0
 
     def _poll(self) -> int:
         try:
@@ -145,6 +151,7 @@ class _Interrupts:
         return 0
 
 
+#: The one there is; ``address``: of the function that C++ calls now and then.
 INTERRUPTS = _Interrupts()
 
 
@@ -153,8 +160,3 @@ def interruption() -> BaseException:
     error: BaseException = getattr(INTERRUPTS.raised, "error", None) or KeyboardInterrupt()
     INTERRUPTS.raised.error = None
     return error
-
-
-def poll_address() -> int:
-    """Of the function that C++ calls now and then."""
-    return ctypes.cast(INTERRUPTS.address, c_void_p).value or 0

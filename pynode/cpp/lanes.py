@@ -21,7 +21,7 @@ from pynode.algorithms import Algorithm
 from pynode.autograd import Evaluation, check_finite, differentiated, single
 from pynode.backends import Request
 from pynode.controllers import PIDController
-from pynode.cpp.backend import CompiledSolution, counted, parted
+from pynode.cpp.backend import CompiledSolution, addressed, counted, parted
 from pynode.cpp.driver import INTERRUPTED, SUCCESS, SolveCall, driver, interruption
 from pynode.known_fields import Entry, entries_of
 from pynode.problem import ODEProblem
@@ -88,19 +88,21 @@ class LaneRecord:
         self.backend, self.lane, self.entry, self.asked = backend, lane, entry, (f, y0, t)
         self.stats, self.t, self.retcode, self.detail = Stats(), lane.times[-1], ReturnCode.Success, ""
         self.versions: list[int] = []
-        self.whole: CompiledSolution | None = None
+        self.compiled: CompiledSolution | None = None
 
     def solved(self) -> Tensor:
         """States at the times, (T, *shape). Raises _FailedError where the solve failed."""
         lane = self.lane
         # A copy: who asks for dense output gets it by solving again.
         self.start = self.asked[1].detach().clone(memory_format=torch.contiguous_format)
-        parameters = lane.field.vector(lane.inputs)
         values = torch.empty(lane.shape, dtype=self.start.dtype)
         call = SolveCall.from_buffer_copy(lane.call)
-        call.field.p, call.y0, call.values = parameters.data_ptr(), self.start.data_ptr(), values.data_ptr()
+        parts = lane.field.parts(lane.inputs)
+        addresses = addressed(call, parts)
+        call.y0, call.values = self.start.data_ptr(), values.data_ptr()
         lane.solver.solve(ctypes.byref(call))
-        self.whole = CompiledSolution(lane.field, parameters, call)
+        del addresses
+        self.compiled = CompiledSolution(lane.field, call)
         if call.ended == INTERRUPTED:
             raise interruption()
         if call.ended != SUCCESS:
@@ -127,13 +129,12 @@ class LaneRecord:
 
     def gradients(self, cotangents: Tensor) -> list[Tensor]:
         """Gradients of ``<values, cotangents>`` with respect to y0 and the parameters."""
-        assert self.whole is not None
+        assert self.compiled is not None
         lane = self.lane
-        dy0, dp = self.whole.pulled_back(cotangents, self.stats.backward)
-        parts = [dy0.view(self.start.shape)]
-        parts += [g if g.dtype == x.dtype else g.to(x.dtype) for g, x in zip(parted(dp, lane.inputs), lane.inputs, strict=True)]  # fmt: skip
-        # One sum for all: what is infinite or no number stays so.
-        if not bool(torch.isfinite(dp.sum() + dy0.sum())):
+        dy0, dp, finite = self.compiled.pulled_back(cotangents, self.stats.backward)
+        others = zip(parted(dp, lane.inputs), lane.inputs, strict=True)
+        parts = [dy0.view(self.start.shape), *(g if g.dtype == x.dtype else g.to(x.dtype) for g, x in others)]
+        if not finite:
             check_finite([parts[0], None, None, *parts[1:]], self.full)
         return parts
 

@@ -31,11 +31,13 @@ class FieldProgram:
     Attributes
     ----------
     call : FieldCall
-        Everything but the parameters' address.
+        What the solver is told of it.
     used : list of bool
         Which tensors of the parameter vector the field depends on.
-    inputs : list of Tensor
-        The tensors of the parameter vector.
+    size : int
+        Length of the parameter vector.
+    held : list
+        What ``call`` points to.
     """
 
     call: FieldCall
@@ -44,14 +46,11 @@ class FieldProgram:
     size: int
     held: list[Any]
 
-    def vector(self, inputs: list[Tensor]) -> Tensor:
-        """The parameter vector: a copy of the tensors it consists of."""
-        with torch.no_grad():
-            same = [x if x.dtype == self.dtype else x.to(self.dtype) for x in inputs]
-            if len(same) > 1:
-                flat: Tensor = torch._utils._flatten_dense_tensors(same)  # type: ignore[no-untyped-call]
-                return flat
-            return same[0].flatten().clone() if same else torch.zeros(1, dtype=self.dtype)
+    def parts(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The tensors of the parameter vector as C++ copies them: of the state's precision, in order."""
+        return [
+            x if x.dtype == self.dtype and x.is_contiguous() else x.detach().to(self.dtype).contiguous() for x in inputs
+        ]
 
 
 @dataclass

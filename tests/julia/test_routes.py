@@ -14,9 +14,9 @@ from pynode.dependencies import Dependencies
 from pynode.julia import routes
 from pynode.julia.capture import capture
 from pynode.julia.emitted import EmittedRoute
-from pynode.watch import Watch
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
+from pynode.watch import Watch
 
 Y0 = torch.ones(2, dtype=torch.float64)
 
