@@ -18,13 +18,11 @@ from pynode.autograd import single
 from pynode.backends import Gradients, Query, Request
 from pynode.controllers import IController, PIController, PIDController
 from pynode.cpp.driver import (
-    INTERRUPTED,
-    INTERRUPTS,
+    PYTHON,
     SUCCESS,
     PullBackCall,
     SolveCall,
     driver,
-    interruption,
     method_of,
 )
 from pynode.cpp.program import FieldProgram, Program, program_of
@@ -92,14 +90,12 @@ class CompiledSolution:
             cotangents=cotangents.data_ptr(),
             dy0=dy0.data_ptr(),
             dp=dp.data_ptr(),
-            poll=INTERRUPTS.address,
+            python=PYTHON,
         )
         self.driver.pull_back(ctypes.byref(call))
         counts.nfe += call.nfe
         counts.nvjp += call.nvjp
         counts.accepted += call.steps
-        if call.ended == INTERRUPTED:
-            raise interruption()
         if call.ended != SUCCESS:
             raise MemoryError("no memory for the pullback of this solve")
         return dy0, dp, bool(call.finite)
@@ -274,7 +270,7 @@ def solve_call(request: Request, field: FieldProgram, inputs: list[Tensor]) -> t
         n_mesh=0 if mesh is None else len(mesh),
         keep=int(keep),
         budget=BUDGET if request.differentiable and not request.time_gradient else 0,
-        poll=INTERRUPTS.address,
+        python=PYTHON,
     )
     return call, [method, arrays, lengths, tolerances, stops, times, mesh]
 
@@ -294,8 +290,6 @@ def run(request: Request, program: Program, field: FieldProgram, call: SolveCall
     driver(field.dtype).solve(ctypes.byref(call))
     del addresses
     solution = CompiledSolution(field, call)
-    if call.ended == INTERRUPTED:
-        raise interruption()
     if call.ended != SUCCESS:
         return None
     counted(request.stats.forward, call)

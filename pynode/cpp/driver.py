@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import signal
-import threading
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,9 @@ from pynode.cpp.compile import library
 from pynode.native.tableaus import Tableau
 
 #: How a call ended.
-SUCCESS, FAILED, INTERRUPTED, MEMORY = range(4)
+SUCCESS, FAILED, _, MEMORY = range(4)
 
 _FILES = ("calls", "field", "error_norm", "solver", "reverse", "entry")
-
-POLL = ctypes.CFUNCTYPE(c_int64)
 
 
 class Method(Structure):
@@ -61,7 +57,7 @@ class SolveCall(Structure):
         ("n_mesh", c_int64),
         ("keep", c_int64),
         ("budget", c_int64),
-        ("poll", c_void_p),
+        ("python", c_void_p),
         *((name, c_int64) for name in ("ended", "nfe", "accepted", "rejected", "saved", "steps")),
         ("size", c_double),
         *((name, c_void_p) for name in ("solution", "boundaries", "states", "end")),
@@ -72,7 +68,7 @@ class PullBackCall(Structure):
     _fields_ = [
         ("field", FieldCall),
         ("method", POINTER(Method)),
-        *((name, c_void_p) for name in ("solution", "cotangents", "dy0", "dp", "poll")),
+        *((name, c_void_p) for name in ("solution", "cotangents", "dy0", "dp", "python")),
         *((name, c_int64) for name in ("ended", "nfe", "nvjp", "steps", "finite")),
     ]
 
@@ -97,9 +93,11 @@ def driver(dtype: torch.dtype) -> Driver:
 
 
 @functools.cache
-def _loaded() -> ctypes.CDLL:
+def _loaded() -> ctypes.PyDLL:
     folder = Path(__file__).with_name("solver")
-    handle = library("\n".join((folder / f"{name}.hpp").read_text(encoding="utf-8") for name in _FILES)).handle
+    text = "\n".join((folder / f"{name}.hpp").read_text(encoding="utf-8") for name in _FILES)
+    # It is called with Python's lock, which it lets go of itself.
+    handle = ctypes.PyDLL(str(library(text).path))
     handle.pynode_sizes.restype = c_int64
     for which, structure in enumerate((Method, FieldCall, SolveCall, PullBackCall)):
         assert handle.pynode_sizes(c_int64(which)) == ctypes.sizeof(structure)
@@ -134,29 +132,17 @@ def method_of(tableau: Tableau) -> tuple[Method, list[np.ndarray[Any, Any]]]:
     return method, [x for x in arrays.values() if x is not None]
 
 
-class _Interrupts:
-    """Ctrl-C while C++ runs: Python's handler runs in here, and what it raised is raised again afterwards."""
+class Python(Structure):
+    """Python's own functions that C++ calls: to let go of the lock, and to run signal handlers."""
 
-    def __init__(self) -> None:
-        self.raised = threading.local()
-        self._function = POLL(self._poll)
-        self.address = ctypes.cast(self._function, c_void_p).value or 0
-
-    def _poll(self) -> int:
-        try:
-            signal.getsignal(signal.SIGINT)  # a call, before which Python looks for signals
-        except BaseException as error:  # what a handler raises must not end in C
-            self.raised.error = error
-            return 1
-        return 0
+    _fields_ = [(name, c_void_p) for name in ("save", "restore", "signals")]
 
 
-#: The one there is; ``address``: of the function that C++ calls now and then.
-INTERRUPTS = _Interrupts()
+def _address(name: str) -> int | None:
+    return ctypes.cast(getattr(ctypes.pythonapi, name), c_void_p).value
 
 
-def interruption() -> BaseException:
-    """What a signal handler raised while C++ ran."""
-    error: BaseException = getattr(INTERRUPTS.raised, "error", None) or KeyboardInterrupt()
-    INTERRUPTS.raised.error = None
-    return error
+_PYTHON = Python(_address("PyEval_SaveThread"), _address("PyEval_RestoreThread"), _address("PyErr_CheckSignals"))
+
+#: What calls point to.
+PYTHON = ctypes.addressof(_PYTHON)

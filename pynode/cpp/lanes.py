@@ -22,12 +22,13 @@ from pynode.autograd import Evaluation, check_finite, differentiated, single
 from pynode.backends import Request
 from pynode.controllers import PIDController
 from pynode.cpp.backend import CompiledSolution, addressed, counted, parted
-from pynode.cpp.driver import INTERRUPTED, SUCCESS, SolveCall, driver, interruption
+from pynode.cpp.driver import SUCCESS, SolveCall, driver
+from pynode.errors import GradientError, explain
 from pynode.known_fields import Entry, entries_of
 from pynode.problem import ODEProblem
 from pynode.queries import queried
 from pynode.sensealg import SensitivityAlgorithm
-from pynode.solution import ReturnCode, Solution, Stats
+from pynode.solution import End, ReturnCode, Solution, Stats
 from pynode.transforms import active, dual_level
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class LaneRecord:
         self.backend, self.lane, self.entry, self.asked = backend, lane, entry, (f, y0, t)
         self.stats, self.t, self.retcode, self.detail = Stats(), lane.times[-1], ReturnCode.Success, ""
         self.versions: list[int] = []
+        self.version = y0._version
         self.compiled: CompiledSolution | None = None
 
     def solved(self) -> Tensor:
@@ -103,21 +105,29 @@ class LaneRecord:
         lane.solver.solve(ctypes.byref(call))
         del addresses
         self.compiled = CompiledSolution(lane.field, call)
-        if call.ended == INTERRUPTED:
-            raise interruption()
         if call.ended != SUCCESS:
             raise _FailedError
         counted(self.stats.forward, call)
+        self.size = call.size if lane.request.algorithm.adaptive else None
         self.values = values
         return values
 
     @functools.cached_property
     def full(self) -> NativeRecord:
         """The record of the same solve in full."""
-        f, _, t = self.asked
-        problem = ODEProblem(f, self.start, t)
+        f, y0, t = self.asked
+        differentiable = self.lane.request.differentiable
+        if differentiable and y0._version != self.version:
+            raise GradientError(
+                explain(
+                    "y0 was modified in place between the solve and what is asked of it now",
+                    "y0 as it was in the solve",
+                    "clone it before it is changed",
+                )
+            )
+        problem = ODEProblem(f, y0 if differentiable else self.start, t)
         dependencies = None
-        if self.lane.request.differentiable:
+        if differentiable:
             dependencies = copy.copy(self.entry.dependencies)
             dependencies.problem, dependencies.arguments = problem, []
         request = dataclasses.replace(
@@ -226,8 +236,9 @@ def _solution(record: LaneRecord, t: Any) -> Solution | None:
         )
     except _FailedError:
         return None
+    ts = t if type(t) is Tensor else torch.tensor(lane.times, dtype=torch.float64)
     return Solution(
-        ts=t if type(t) is Tensor else torch.tensor(lane.times, dtype=torch.float64),
+        ts=ts,
         ys=values,
         retcode=ReturnCode.Success,
         stats=record.stats,
@@ -235,4 +246,5 @@ def _solution(record: LaneRecord, t: Any) -> Solution | None:
         sensealg=request.sensealg if request.differentiable else None,
         evaluate=lambda *query: queried(record.backend, record.full, *query),
         span=(lane.times[0], lane.times[-1]),
+        end=lambda: End(ts[-1], values[-1], record.size),
     )

@@ -91,7 +91,7 @@ def _made(problem: Any, dependencies: Dependencies | None) -> FieldProgram | str
         captured = capture(problem, dependencies, data=True)
         program = emit(captured)
     except NotCapturable as refusal:
-        return str(refusal)
+        return str(refusal).partition(". Expected: ")[0]  # what to do for Julia is not what to do here
     field = CompiledField(program)
     held = program.prepared()
     pointers = constants_table(held)

@@ -33,6 +33,13 @@ struct Problem {
     void* const* constants;
 };
 
+// PyEval_SaveThread, PyEval_RestoreThread and PyErr_CheckSignals.
+struct Python {
+    void* (*save)();
+    void (*restore)(void*);
+    int (*signals)();
+};
+
 struct Request {
     Problem problem;
     const Method* method;
@@ -56,7 +63,7 @@ struct Request {
     int64_t n_mesh;
     int64_t keep;    // states and saves, for a pullback or dense output
     int64_t budget;  // bytes of what stages leave for their pullback
-    int64_t (*poll)();
+    const Python* python;
     // Results
     int64_t ended, nfe, accepted, rejected, saved, steps;
     double size;
@@ -71,7 +78,7 @@ struct PullBack {
     void* solution;
     const void* cotangents;  // (saved, n)
     void *dy0, *dp;
-    int64_t (*poll)();
+    const Python* python;
     // Results
     int64_t ended, nfe, nvjp, steps, finite;
 };

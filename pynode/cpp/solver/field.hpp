@@ -2,21 +2,29 @@
 
 enum { kSuccess = 0, kFailed = 1, kInterrupted = 2, kMemory = 3 };
 
+// Python's lock, let go while it lives, and its signal handlers, run now and then.
 class Watchdog {
   public:
-    explicit Watchdog(int64_t (*poll)()) : poll_(poll), last_(Clock::now()) {}
-    // Whether the user wants to stop.
+    explicit Watchdog(const Python& python) : python_(python), state_(python.save()), last_(Clock::now()) {}
+    ~Watchdog() { python_.restore(state_); }
+    Watchdog(const Watchdog&) = delete;
+    Watchdog& operator=(const Watchdog&) = delete;
+
+    // Whether a handler raised: what it raised is then Python's current exception.
     bool barks() {
-        if (!poll_) return false;
         const auto now = Clock::now();
         if (now - last_ < std::chrono::milliseconds(50)) return false;
         last_ = now;
-        return poll_() != 0;
+        python_.restore(state_);
+        const bool raised = python_.signals() != 0;
+        state_ = python_.save();
+        return raised;
     }
 
   private:
     using Clock = std::chrono::steady_clock;
-    int64_t (*poll_)();
+    const Python& python_;
+    void* state_;
     Clock::time_point last_;
 };
 

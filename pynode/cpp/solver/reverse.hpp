@@ -7,7 +7,7 @@ class Reverse {
     explicit Reverse(PullBack& r)
         : r_(r), m_(*r.method), s_(*static_cast<Solution<T>*>(r.solution)),
           field_(r.problem, s_.parameters.data()), n_(s_.n),
-          watchdog_(r.poll), memory_((2 * m_.all + 3) * n_ + field_.backward_work + 1), rows_(m_.all), bars_(m_.all),
+          watchdog_(*r.python), memory_((2 * m_.all + 3) * n_ + field_.backward_work + 1), rows_(m_.all), bars_(m_.all),
           places_(m_.all) {
         for (int64_t i = 0; i < m_.all; ++i) {
             rows_[i] = memory_.data() + i * n_;

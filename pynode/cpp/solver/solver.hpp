@@ -24,7 +24,7 @@ class Solver {
   public:
     explicit Solver(Request& r)
         : r_(r), m_(*r.method), solution_(gathered(r)), field_(r.problem, solution_->parameters.data()),
-          n_(r.problem.n), watchdog_(r.poll),
+          n_(r.problem.n), watchdog_(*r.python),
           memory_((m_.all + 4) * n_ + field_.f_work + 1), rows_(m_.all) {
         for (int64_t i = 0; i < m_.all; ++i) rows_[i] = memory_.data() + i * n_;
         y_ = memory_.data() + m_.all * n_;
