@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pynode.autograd import single
 from pynode.backends import Gradients, Query, Request
-from pynode.controllers import IController, PIController, PIDController
+from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.cpp.driver import (
     PYTHON,
     SUCCESS,
@@ -185,7 +185,7 @@ def refusal_of(request: Request) -> str:
         "f is evaluated just inside the steps (perturb=True)": getattr(request.algorithm, "perturb", False),
         "the ends of the steps are saved": request.save_steps,
         f"the controller is {request.controller!r}": type(request.controller)
-        not in (PIDController, PIController, IController),
+        not in (PIDController, PIController, IController, PredictiveController),
         "running costs are quantities of the steps": bool(problem.quantities),
         "autocast is on": problem.autocast.enabled,
         "it is inside a torch.func transform": transformed(),
@@ -249,6 +249,7 @@ def solve_call(request: Request, field: FieldProgram, inputs: list[Tensor]) -> t
         safety=controller.safety,
         factormin=controller.factormin,
         factormax=controller.factormax,
+        deadband=controller.deadband if isinstance(controller, PredictiveController) else 0.0,
         t0=start,
         t1=end,
         lengths=ctypes.addressof(lengths),

@@ -89,6 +89,8 @@ def test_float32():
         {"dt0": 0.01},
         {"dtmax": 0.05},
         {"dtmin": 0.2, "force_dtmin": True, "rtol": 1e-9, "atol": 1e-10},
+        {"controller": pynode.IController()},
+        {"controller": pynode.PredictiveController()},
         {"controller": pynode.PIController()},
         {"controller": pynode.PIDController(dcoeff=0.1)},
         {"atol": torch.logspace(-8, -6, 6, dtype=F64), "rtol": 1e-6},

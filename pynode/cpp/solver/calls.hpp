@@ -45,6 +45,7 @@ struct Request {
     const Method* method;
     int64_t measured;  // leading channels that count in the error norm
     double pcoeff, icoeff, dcoeff, safety, factormin, factormax;
+    double deadband;  // of the predictive controller; 0: the filter of the coefficients
     double t0, t1;
     const void *y0, *derivative;
     const void* const* parts;  // the parameters, one after the other, and how many numbers each has

@@ -192,7 +192,30 @@ class Solver {
         return factor;
     }
 
+    // PredictiveController of pynode/controllers.py: history holds the last reciprocal ratio, and what the step size
+    // was multiplied by since.
+    bool predict(double ratio, double& factor) {
+        const bool fresh = history_[0] == 1.0 && history_[1] == 1.0;
+        const double power = 1.0 / m_.error_order, before = history_[0], growth = fresh ? 0.0 : history_[1];
+        if (!(ratio <= 1.0)) {
+            factor = r_.factormin;
+            if (std::isfinite(ratio))
+                factor = std::min(r_.safety, std::max(r_.factormin, r_.safety * std::pow(ratio, -power)));
+            if (!fresh) history_[1] = growth * factor;
+            return false;
+        }
+        const double reciprocal = ratio > 1e-10 ? 1.0 / ratio : 1e10;
+        factor = std::pow(reciprocal, power);
+        if (growth != 0.0) factor = std::min(factor, growth * std::pow(reciprocal * reciprocal / before, power));
+        factor = std::min(r_.factormax, std::max(r_.factormin, r_.safety * factor));
+        if (factor >= 1.0 && factor < r_.deadband) factor = 1.0;
+        history_[0] = reciprocal;
+        history_[1] = factor;
+        return true;
+    }
+
     bool propose(double ratio, double& factor) {
+        if (r_.deadband > 0.0) return predict(ratio, factor);
         if (!(ratio <= 1.0)) {
             factor = r_.factormin;
             if (std::isfinite(ratio))
