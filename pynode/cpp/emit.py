@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from pynode.cpp.arena import Arena
-from pynode.cpp.convolution import CONVOLUTION, convolution_text
+from pynode.cpp.blocks import BLOCKS
+from pynode.cpp.convolution import CONVOLUTION, convolution_text, make_room
 from pynode.cpp.joint import halves, joined, left_behind, root
 from pynode.cpp.loops import AddedReduce, element_lines
 from pynode.cpp.nest import Nest
@@ -148,11 +149,12 @@ class _Writer:
         sizes = (captured.size, captured.parameters_size, f_work, joint, backward, time, len(self.constants))
         listed = ", ".join(map(str, sizes))
         body = [line for function in functions for line in ["", *function]]
-        convolved = any("convolution_" in line for line in body)
+        convolved = any("convolution" in line and "Shape<" in line for line in body)
         multiplied = convolved or any("product<" in line for line in body)
         lines = [
             "// Written by pynode: a torch function and its products, on flat vectors in torch's row-major order.",
             prelude(self.dtype),
+            BLOCKS if multiplied else "",
             PRODUCTS if multiplied else 'extern "C" void field_set_gemm(void*) {}',
             CONVOLUTION if convolved else "",
             "// n, length of p, workspace of f, forward, backward (s), vjp_t and tgrad; number of constants",
@@ -190,7 +192,9 @@ class _Writer:
         for i, (buffer, x) in enumerate(zip(self.constants, captured.constants, strict=True)):
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
         low = Lowering(module.graph, inputs, dtype)
-        return low, low.run()
+        values = low.run()
+        make_room(low.statements)
+        return low, values
 
     def _vector(self, name: str, size: int | None = None) -> Buffer:
         return Buffer(name, self.captured.size if size is None else size, self.dtype, "argument")

@@ -20,6 +20,7 @@ _HEAD = """\
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #define INLINE static inline __attribute__((always_inline))
 """
