@@ -162,4 +162,3 @@ def elementary(dtype: torch.dtype) -> dict[str, str]:
         "sine(z)": horner(_interpolated(_sine, _SQUARE_OF_R, 3 if single else 6), "z", dtype),
         "cosine(z)": horner(_interpolated(_cosine, _SQUARE_OF_R, 3 if single else 6), "z", dtype),
     }
-

@@ -17,9 +17,10 @@ from pynode.cpp.blocks import BLOCKS
 from pynode.cpp.convolution import CONVOLUTION, convolution_text, make_room
 from pynode.cpp.joint import halves, joined, left_behind, root
 from pynode.cpp.loops import AddedReduce, element_lines
+from pynode.cpp.lowering import KeepingLowering
 from pynode.cpp.nest import Nest
 from pynode.cpp.prelude import prelude
-from pynode.cpp.products import PRODUCTS, product_text
+from pynode.cpp.products import PRODUCTS, as_products, product_text
 from pynode.cpp.text import literal, type_of
 from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
 from pynode.julia.accesses import reads, writes
@@ -191,8 +192,9 @@ class _Writer:
             inputs[f"p{i}"] = Value(Load(View.of(p, slot.shape, slot.offset), dtype), slot.shape)
         for i, (buffer, x) in enumerate(zip(self.constants, captured.constants, strict=True)):
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
-        low = Lowering(module.graph, inputs, dtype)
+        low = KeepingLowering(module.graph, inputs, dtype)
         values = low.run()
+        low.statements = as_products(low.statements)
         make_room(low.statements)
         return low, values
 
