@@ -14,8 +14,8 @@ _KINDS = {"forward": 0, "input": 1, "weight": 2}
 
 CONVOLUTION = """
 // Images (n, c, h, w) and (n, o, p, q), kernels (o, c / groups, r, s).
-template <int n_, int c_, int h_, int w_, int o_, int p_, int q_, int r_, int s_, int groups_, int sy_, int sx_, int py_,
-          int px_, int dy_, int dx_>
+template <int n_, int c_, int h_, int w_, int o_, int p_, int q_, int r_, int s_, int groups_, int sy_, int sx_,
+          int py_, int px_, int dy_, int dx_>
 struct Shape {
     static constexpr int n = n_, c = c_, h = h_, w = w_, o = o_, p = p_, q = q_, r = r_, s = s_, groups = groups_;
     static constexpr int sy = sy_, sx = sx_, py = py_, px = px_, dy = dy_, dx = dx_;

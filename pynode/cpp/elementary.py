@@ -100,7 +100,7 @@ INLINE T log1p_(T x) {
     T k;
     const T f = log_parts(u, k);
     const T y = k * {ln2_high} + (k * {ln2_low} + (f + lost / u));
-    return log_of(u, y);
+    return x == T(0) ? x : log_of(u, y);
 }
 
 // sin and cos of x = n pi/2 + r; beyond 2^45, where neighbouring numbers differ by more than a period even in float64,

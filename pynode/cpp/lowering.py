@@ -34,10 +34,10 @@ class KeepingLowering(Lowering):
 
     def _settled(self, node: fx.Node, found: Any) -> Any:
         found = super()._settled(node, found)
-        if isinstance(found, Value) and isinstance(found.expr, Op) and len(node.users) > 1:
-            if _multiplied(node) and any(True for _ in leaves(found.expr)):
-                return self.kept(found, note_of(node))
-        return found
+        if not isinstance(found, Value) or not isinstance(found.expr, Op) or len(node.users) < 2:
+            return found
+        wanted = _multiplied(node) and any(True for _ in leaves(found.expr))
+        return self.kept(found, note_of(node)) if wanted else found
 
 
 def _multiplied(node: fx.Node) -> bool:
