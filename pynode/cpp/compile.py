@@ -152,7 +152,7 @@ def _compile(executable: str, source: str, flags: Sequence[str], target: Path) -
 
 @functools.cache
 def _gemms() -> dict[torch.dtype, int | None]:
-    """Addresses of Fortran's matrix products with 32-bit integers: torch's own, or SciPy's; None where there is none."""
+    """Addresses of Fortran's matrix products with 32-bit integers: torch's, or SciPy's; None without either."""
     found: dict[torch.dtype, int | None] = {}
     for dtype, name in ((torch.float32, "sgemm"), (torch.float64, "dgemm")):
         found[dtype] = _of_torch(name) or _of_scipy(name)
@@ -211,7 +211,7 @@ class CompiledField:
             self.tgrad = self._function("tgrad", 4)
 
     def _function(self, name: str, before: int, after: int = 1) -> ctypes._NamedFuncPointer:
-        function = getattr(self.library.handle, f"field_{name}")
+        function: ctypes._NamedFuncPointer = getattr(self.library.handle, f"field_{name}")
         function.argtypes = [*[ctypes.c_void_p] * before, ctypes.c_double, *[ctypes.c_void_p] * after]
         function.restype = None
         return function

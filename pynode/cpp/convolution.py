@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from pynode.cpp.direct import DIRECT
 from pynode.cpp.products import pointer
-from pynode.julia.ir import Convolve
+from pynode.julia.ir import Convolve, Statement, View
 
 _NUMBER = re.compile(r"(\w+) = (\d+|\((\d+), (\d+)\))")
 _KINDS = {"forward": 0, "input": 1, "weight": 2}
 
 CONVOLUTION = """
 // Images (n, c, h, w) and (n, o, p, q), kernels (o, c / groups, r, s).
-template <int n_, int c_, int h_, int w_, int o_, int p_, int q_, int r_, int s_, int groups_, int sy_, int sx_, int py_,
-          int px_, int dy_, int dx_>
+template <int n_, int c_, int h_, int w_, int o_, int p_, int q_, int r_, int s_, int groups_, int sy_, int sx_,
+          int py_, int px_, int dy_, int dx_>
 struct Shape {
     static constexpr int n = n_, c = c_, h = h_, w = w_, o = o_, p = p_, q = q_, r = r_, s = s_, groups = groups_;
     static constexpr int sy = sy_, sx = sx_, py = py_, px = px_, dy = dy_, dx = dx_;
@@ -81,11 +83,55 @@ static void convolution_(T* __restrict into, const T* __restrict a, const T* __r
     }
 }
 """
+CONVOLUTION += DIRECT
+
+
+#: Numbers in the longest vector, and columns of the widest block.
+_LANES = 16
+
+
+class _Sizes:
+    """A convolution's sizes, from the text that describes them."""
+
+    def __init__(self, text: str) -> None:
+        numbers: list[int] = []
+        for _, whole, first, second in _NUMBER.findall(text):
+            numbers += [int(first), int(second)] if first else [int(whole)]
+        self.numbers = numbers
+        self.n, self.c, self.h, self.w, self.o, self.p, self.q, self.r, self.s, self.groups, *rest = numbers
+        self.stride, self.padding, self.dilation = rest[:2], rest[2:4], rest[4:]
+
+    def direct(self, kind: str) -> bool:
+        """Whether it is done without columns."""
+        reach = [(n - 1) * d for n, d in zip((self.r, self.s), self.dilation, strict=True)]
+        return self.stride == [1, 1] and all(x >= y for x, y in zip(reach, self.padding, strict=True))
+
+    def scratch(self, kind: str) -> int:
+        """Numbers of workspace."""
+        c, o = self.c // self.groups, self.o // self.groups
+        kernel = self.r * self.s
+        if not self.direct(kind):
+            return c * kernel * self.p * self.q
+        ci, co, p, q = (o, c, self.h, self.w) if kind == "input" else (c, o, self.p, self.q)
+        high, wide = p + (self.r - 1) * self.dilation[0], q + (self.s - 1) * self.dilation[1]
+        line = (p - 1) * wide + q + _LANES
+        image = ci * high * wide + line + _LANES
+        if kind == "weight":
+            return image + (p * q + ci * kernel) * (co + _LANES)
+        return image + co * line + (ci * co * kernel if kind == "input" else 0)
+
+
+def make_room(statements: Sequence[Statement]) -> None:
+    """Give convolutions the workspace they need here."""
+    for statement in statements:
+        if isinstance(statement, Convolve):
+            buffer = statement.columns.buffer
+            buffer.size = _Sizes(statement.sizes).scratch(statement.kind)
+            statement.columns = View.of(buffer, (buffer.size,))
 
 
 def convolution_text(statement: Convolve) -> str:
-    numbers: list[str] = []
-    for _, whole, first, second in _NUMBER.findall(statement.sizes):
-        numbers += [first, second] if first else [whole]
+    sizes = _Sizes(statement.sizes)
     places = ", ".join(pointer(v) for v in (statement.into, statement.a, statement.b, statement.columns))
-    return f"convolution_<Shape<{', '.join(numbers)}>, {_KINDS[statement.kind]}>({places});"
+    name = "direct_convolution" if sizes.direct(statement.kind) else "convolution_"
+    return f"{name}<Shape<{', '.join(map(str, sizes.numbers))}>, {_KINDS[statement.kind]}>({places});"

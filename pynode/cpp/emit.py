@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from pynode.cpp.arena import Arena
-from pynode.cpp.convolution import CONVOLUTION, convolution_text
+from pynode.cpp.blocks import BLOCKS
+from pynode.cpp.convolution import CONVOLUTION, convolution_text, make_room
 from pynode.cpp.joint import halves, joined, left_behind, root
 from pynode.cpp.loops import AddedReduce, element_lines
+from pynode.cpp.lowering import KeepingLowering
 from pynode.cpp.nest import Nest
 from pynode.cpp.prelude import prelude
-from pynode.cpp.products import PRODUCTS, product_text
+from pynode.cpp.products import PRODUCTS, as_products, product_text
 from pynode.cpp.text import literal, type_of
 from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
 from pynode.julia.accesses import reads, writes
@@ -148,11 +150,12 @@ class _Writer:
         sizes = (captured.size, captured.parameters_size, f_work, joint, backward, time, len(self.constants))
         listed = ", ".join(map(str, sizes))
         body = [line for function in functions for line in ["", *function]]
-        convolved = any("convolution_" in line for line in body)
+        convolved = any("convolution" in line and "Shape<" in line for line in body)
         multiplied = convolved or any("product<" in line for line in body)
         lines = [
             "// Written by pynode: a torch function and its products, on flat vectors in torch's row-major order.",
             prelude(self.dtype),
+            BLOCKS if multiplied else "",
             PRODUCTS if multiplied else 'extern "C" void field_set_gemm(void*) {}',
             CONVOLUTION if convolved else "",
             "// n, length of p, workspace of f, forward, backward (s), vjp_t and tgrad; number of constants",
@@ -189,8 +192,11 @@ class _Writer:
             inputs[f"p{i}"] = Value(Load(View.of(p, slot.shape, slot.offset), dtype), slot.shape)
         for i, (buffer, x) in enumerate(zip(self.constants, captured.constants, strict=True)):
             inputs[f"c{i}"] = Value(Load(View.of(buffer, x.shape), buffer.dtype), tuple(x.shape))
-        low = Lowering(module.graph, inputs, dtype)
-        return low, low.run()
+        low = KeepingLowering(module.graph, inputs, dtype)
+        values = low.run()
+        low.statements = as_products(low.statements)
+        make_room(low.statements)
+        return low, values
 
     def _vector(self, name: str, size: int | None = None) -> Buffer:
         return Buffer(name, self.captured.size if size is None else size, self.dtype, "argument")

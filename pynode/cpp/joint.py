@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -21,7 +22,7 @@ def joined(modules: Sequence[fx.GraphModule]) -> fx.GraphModule:
             if node.op == "placeholder" and node.name not in inputs:
                 inputs[node.name] = graph.placeholder(node.name)
                 inputs[node.name].meta = dict(node.meta)
-    results: list[object] = []
+    results: list[Any] = []
     for module in modules:
         values = {node: inputs[node.name] for node in module.graph.nodes if node.op == "placeholder"}
         for node in module.graph.nodes:

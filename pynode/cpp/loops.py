@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from pynode.cpp.nest import Nest
 from pynode.cpp.text import type_of
-from pynode.julia.ir import Loop, Reduce, Scan, View
-from pynode.julia.loops import _ordered, _unrolled, bare, collapsed, views_of
+from pynode.julia.ir import Loop, Reduce, Scan, Shape, View
+from pynode.julia.loops import _unrolled, bare, collapsed, views_of
 
 _START = {"+": "T(0)", "*": "T(1)", "max": "T(-INFINITY)", "min": "T(INFINITY)", "|": "false", "&": "true"}
 _WHOLE = {"+": "0", "*": "1", "max": "INT64_MIN", "min": "INT64_MAX", "|": "false", "&": "true"}
@@ -59,6 +59,20 @@ def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     return list(nest.lines(body, {}, {}, "" if scattered else SIMD))
 
 
+def _ordered(shape: Shape, reads: Sequence[View], into: View, reduced: Sequence[bool]) -> list[int]:
+    """Dimensions, outermost first, so that the innermost loop is long and runs along the memory that is read."""
+
+    def score(d: int) -> tuple[float, int]:
+        along = sum(v.strides[d] in (0, 1) for v in reads) / max(len(reads), 1)
+        kept = not reduced[d] and into.strides[d] == 1
+        return (min(shape[d], 32) * (0.25 + along + 0.5 * kept), d)
+
+    inner = max(range(len(shape)), key=score)
+    outer = [d for d in range(len(shape)) if d != inner]
+    outer.sort(key=lambda d: (reduced[d], d))
+    return [*outer, inner]
+
+
 def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
     """A reduction: accumulators where the innermost loop is reduced, else sums in place."""
     added = isinstance(reduce, AddedReduce)
@@ -70,7 +84,7 @@ def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
     shape, reduced, parts = _unrolled(reduce)
     exprs, intos = [expr for _, expr in parts], [into for into, _ in parts]
     views = [*views_of(exprs), *intos]
-    order = _ordered(shape, views, reduced)
+    order = _ordered(shape, views_of(exprs), intos[0], reduced)
     turned = [tuple(v.strides[d] for d in order) for v in views]
     sizes, strides, gone = collapsed(tuple(shape[d] for d in order), turned, [reduced[d] for d in order])
     nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)

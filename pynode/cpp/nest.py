@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+
+import torch
 
 from pynode.cpp.text import literal, translated, type_of
 from pynode.julia.ir import Expr, Gather, Literal, Load, Op, Scalar, Shape, View, leaves
 from pynode.julia.loops import bare
 
 _NAMES = ["i", "j", "k", "l", "m", "n", "o", "q", "r", "s_", "v", "w_", "x_", "y_", "z_"]
+
+_BITWISE = re.compile(r"^\(\{0\} [&|] \{1\}\)$")
 
 #: Elements beyond which indices are 64 bits wide.
 _WIDE = 2**30
@@ -87,6 +92,8 @@ class Nest:
             text = f"({inside} ? {self.index(expr.view, shift)} : nothing_<{type_of(expr.dtype)}>())"
         else:
             text = translated(expr.template).format(*(self.text(arg, depth) for arg in expr.args))
+            if expr.dtype == torch.bool and _BITWISE.search(expr.template):
+                text = f"bool{text}"  # of truth values C++ makes an int
         hoist = depth < (full if outer is None else outer) and any(True for _ in leaves(expr))
         shared = isinstance(expr, Op | Gather) and self._uses.get(id(expr), 0) > 1
         if (hoist and depth < full) or shared:

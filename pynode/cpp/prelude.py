@@ -5,10 +5,9 @@ The approximations are those of ``pynode.julia.activations``, where they are der
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from pynode.cpp.elementary import ELEMENTARY, elementary, horner
 from pynode.cpp.text import literal
 from pynode.julia.activations import exponential
 from pynode.julia.error_function import FAR, NEAR
@@ -21,12 +20,14 @@ _HEAD = """\
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #define INLINE static inline __attribute__((always_inline))
 """
 
 _SCALARS = """
 using Bits = {bits};
+using Unsigned = u{bits};
 INLINE T from_bits(Bits x) { T y; std::memcpy(&y, &x, sizeof y); return y; }
 INLINE Bits to_bits(T x) { Bits y; std::memcpy(&y, &x, sizeof y); return y; }
 
@@ -58,13 +59,6 @@ template <class A> INLINE A mod_(A x, A y) {
 INLINE T fld_(T x, T y) { return std::floor((x - mod_(x, y)) / y + T(0.5)); }
 INLINE int64_t fld_(int64_t x, int64_t y) { return (x - mod_(x, y)) / y; }
 INLINE T sqrt_(T x) { return std::sqrt(x); }
-INLINE T log_(T x) { return std::log(x); }
-INLINE T log2_(T x) { return std::log2(x); }
-INLINE T log10_(T x) { return std::log10(x); }
-INLINE T log1p_(T x) { return std::log1p(x); }
-INLINE T sin_(T x) { return std::sin(x); }
-INLINE T cos_(T x) { return std::cos(x); }
-INLINE T tan_(T x) { return std::tan(x); }
 INLINE T asin_(T x) { return std::asin(x); }
 INLINE T acos_(T x) { return std::acos(x); }
 INLINE T acosh_(T x) { return std::acosh(x); }
@@ -150,14 +144,6 @@ INLINE T erfc_(T x) {
 """
 
 
-def _horner(coefficients: Sequence[float], x: str, dtype: torch.dtype) -> str:
-    """A polynomial's text, lowest coefficient first."""
-    text = literal(coefficients[-1], dtype)
-    for c in reversed(coefficients[:-1]):
-        text = f"({text} * {x} + {literal(c, dtype)})"
-    return text
-
-
 def prelude(dtype: torch.dtype) -> str:
     """The text that stands before emitted functions of a precision."""
     single = dtype == torch.float32
@@ -179,11 +165,11 @@ def prelude(dtype: torch.dtype) -> str:
         "exp_top": pick(88.72284, 709.782712893384),
         "exp_bottom": pick(-103.97208, -745.1332191019412),
         "centre": pick(2.0, 3.75),
-        "exponential(r)": _horner([float(c) for c in exponential(4 if single else 10)], "r", dtype),
-        "far(z)": _horner(FAR[kind], "z", dtype),
-        "near(square)": _horner(NEAR[kind], "square", dtype),
+        "exponential(r)": horner([float(c) for c in exponential(4 if single else 10)], "r", dtype),
+        "far(z)": horner(FAR[kind], "z", dtype),
+        "near(square)": horner(NEAR[kind], "square", dtype),
     }
-    text = _SCALARS
-    for name, value in parts.items():
+    text = _SCALARS + ELEMENTARY
+    for name, value in (parts | elementary(dtype)).items():
         text = text.replace("{" + name + "}", value)
     return f"{_HEAD}\nusing T = {'float' if single else 'double'};\n{text}"
