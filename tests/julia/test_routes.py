@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pynode.dependencies import Dependencies
 from pynode import known_fields
+from pynode.dependencies import Dependencies
 from pynode.julia import routes
 from pynode.julia.capture import capture
 from pynode.julia.emitted import EmittedRoute
