@@ -58,6 +58,7 @@ from pynode.algorithms import (
     Yoshida6,
 )
 from pynode.batch_solution import BatchSolution, RowCounts
+from pynode.compile_stats import CompileStats, compile_stats
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import (
@@ -120,6 +121,7 @@ __all__ = [
     "BacksolveAdjoint",
     "BatchSolution",
     "CheckpointedAdjoint",
+    "CompileStats",
     "CompileWarning",
     "Counts",
     "CrosscheckReport",
@@ -179,6 +181,7 @@ __all__ = [
     "Vern7",
     "Vern9",
     "Yoshida6",
+    "compile_stats",
     "crosscheck",
     "nn",
     "problems",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pynode.autograd import single
 from pynode.backends import Gradients, Query, Request
+from pynode.compile_stats import COUNTS
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.cpp.driver import (
     PYTHON,
@@ -197,6 +198,7 @@ _WARNED: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 def _fallen_back(request: Request, refusal: str) -> Request:
+    COUNTS.fallen_back[refusal] += 1
     steps = isinstance(request.sensealg, GaussAdjoint | QuadratureAdjoint) and family_of(request.algorithm) is None
     instead: bool | str = "step" if steps and request.problem.layout.device.type == "cpu" else False
     f = request.problem.f
@@ -294,6 +296,7 @@ def run(request: Request, program: Program, field: FieldProgram, call: SolveCall
     if call.ended != SUCCESS:
         return None
     counted(request.stats.forward, call)
+    COUNTS.solves += 1
     steps = int(call.steps)
     boundaries = np.ctypeslib.as_array(ctypes.cast(call.boundaries, ctypes.POINTER(ctypes.c_double)), (steps + 1,))
     end = math.copysign(math.inf, problem.times[-1] - problem.times[0])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pynode.compile_stats import COUNTS, announce
 from pynode.cpp.emit import Program
 from pynode.errors import UnsupportedError, explain
 
@@ -125,10 +126,15 @@ def _library(source: str, flags: tuple[str, ...]) -> Library:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.so"
     seconds = 0.0
-    if not target.exists():
+    if target.exists():
+        COUNTS.from_disk += 1
+    else:
+        announce(f"compiling {len(source.splitlines())} lines of C++, once for this machine")
         began = time.perf_counter()
         _compile(executable, source, flags, target)
         seconds = time.perf_counter() - began
+        COUNTS.compiled += 1
+        COUNTS.seconds += seconds
     return Library(ctypes.CDLL(str(target)), target, seconds)
 
 

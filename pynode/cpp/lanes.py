@@ -20,6 +20,7 @@ from torch import Tensor
 from pynode.algorithms import Algorithm
 from pynode.autograd import Evaluation, check_finite, differentiated, single
 from pynode.backends import Request
+from pynode.compile_stats import COUNTS
 from pynode.controllers import PIDController
 from pynode.cpp.backend import CompiledSolution, addressed, counted, parted
 from pynode.cpp.driver import SUCCESS, SolveCall, driver
@@ -108,6 +109,7 @@ class LaneRecord:
         if call.ended != SUCCESS:
             raise _FailedError
         counted(self.stats.forward, call)
+        COUNTS.repeated += 1
         self.size = call.size if lane.request.algorithm.adaptive else None
         self.values = values
         return values

@@ -171,6 +171,15 @@ def test_trees_and_running_costs():
     torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
 
 
+def test_what_compiling_did_is_counted():
+    f, before = Net(), pynode.compile_stats()
+    for _ in range(3):
+        pynode.solve(f, start(), TIMES, compile="solve")
+    after = pynode.compile_stats()
+    assert (after.solves, after.repeated) == (before.solves + 1, before.repeated + 2)
+    assert after.fallen_back == before.fallen_back
+
+
 # What changes between solves
 
 
