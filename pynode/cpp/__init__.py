@@ -1,3 +1,1 @@
-"""Fields and their products as C++: the text, and the compiler that makes it a library."""
-
-from __future__ import annotations
+"""``compile="solve"``: captured fields as C++, and whole solves with their discrete adjoints made of them."""
