@@ -50,7 +50,7 @@ def test_two_threads_do_not_meet() -> None:
 
     alone = [products(point) for point in points]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        jobs = [(i, pool.submit(lambda x=points[i]: [products(x) for _ in range(100)])) for i in range(2)]
+        jobs = [(i, pool.submit(lambda x=points[i]: [products(x) for _ in range(20)])) for i in range(2)]
         for i, job in jobs:
             assert all(torch.equal(a, b) for found in job.result() for a, b in zip(found, alone[i], strict=True))
 
@@ -95,7 +95,7 @@ def test_an_index_outside_gives_nan_and_touches_no_other_memory() -> None:
 
 
 def test_without_blas_products_are_the_same_to_rounding() -> None:
-    made = wide(torch.float64)
+    made = wide(torch.float32)
     evaluator = Evaluator(program_of(made))
     point = point_of(made, evaluator)
     with_blas = evaluator.f(point)
@@ -103,8 +103,9 @@ def test_without_blas_products_are_the_same_to_rounding() -> None:
     try:
         without = evaluator.f(point)
     finally:
-        evaluator.field.library.handle.field_set_gemm(compiling.blas(torch.float64))
-    assert torch.allclose(with_blas, without, rtol=1e-12, atol=1e-12)
+        evaluator.field.library.handle.field_set_gemm(compiling.blas(torch.float32))
+    bound = 64 * torch.finfo(torch.float32).eps * float(with_blas.abs().max())
+    assert float((with_blas - without).abs().max()) <= bound
 
 
 def test_the_text_holds_no_constants_and_names_its_sizes() -> None:

@@ -38,7 +38,9 @@ SELECTED = {
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=() if name in SELECTED[dtype] else pytest.mark.slow)
+        pytest.param(
+            name, dtype, marks=() if name in SELECTED[dtype] else pytest.mark.slow, id=f"{name}-{str(dtype)[6:]}"
+        )
         for name in ALL
         for dtype in SELECTED
     ],
