@@ -217,21 +217,13 @@ def solve(
     if events is not None and not isinstance(events, Watch):
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
-    if backend != "torch" and not (jac is None and mass_matrix is None):
-        raise UnsupportedError(
-            explain(
-                f"{'jac' if mass_matrix is None else 'mass_matrix'}= with backend={backend!r}",
-                "backend='torch'",
-                "drop it, or solve with backend='torch' and an implicit method such as RadauIIA5()",
-            )
-        )
     args = whole(args) if isinstance(args, tuple) else args
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
         *(jac, mass_matrix),
     )
-    repeated = engine.repeated(f, y0, t, question)
+    repeated = None if events is not None else engine.repeated(f, y0, t, question)
     if repeated is not None:
         return resumable(repeated, solve, options)
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)
