@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, Symplectic
+from pynode.algorithms import Algorithm, FixedStep, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import UnsupportedError, explain
@@ -22,6 +22,7 @@ from pynode.julia.record import JuliaRecord
 from pynode.julia.routes import dependencies_of, route_for
 from pynode.julia.runtime import absent, julia
 from pynode.julia.solving import count, keeps_saved_only, solve_call
+from pynode.native.meshes import mesh_of
 from pynode.sensealg import (
     BacksolveAdjoint,
     GaussAdjoint,
@@ -138,6 +139,9 @@ class JuliaBackend:
         return None
 
     def mesh(self, record: JuliaRecord, t: Tensor) -> Tensor:
+        request = record.request
+        if isinstance(request.algorithm, FixedStep) and not request.algorithm.adaptive:
+            return mesh_of(request.algorithm, t, request.jumps)  # of which the first alone has a gradient
         return t.double()[[0, -1]]
 
 

@@ -1,8 +1,8 @@
 """What a mass matrix asks of a solve in Julia: juliaenv/src/masses.jl is the other side.
 
-Forward, SciML's methods take the matrix. Gradients do not go through SciMLSensitivity's treatment of it: its adjoints are
-given the products of the differential equation that ``M dy/dt = f`` implies for the differential variables, without a
-mass matrix.
+Forward, SciML's methods take the matrix. Gradients do not go through SciMLSensitivity's treatment of it: its adjoints
+are given the products of the differential equation that ``M dy/dt = f`` implies for the differential variables, which
+has no mass matrix.
 """
 
 from __future__ import annotations

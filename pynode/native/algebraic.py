@@ -62,8 +62,8 @@ def check_method(mass: MassMatrix, algorithm: Algorithm) -> None:
 def check_consistent(request: Request, mass: MassMatrix, field: Field, y0: Tensor) -> None:
     """Raise InputError unless the problem is of index 1 and ``y0`` consistent.
 
-    The algebraic equations ``g(z) = left^T f = 0`` are solved for ``z`` along ``right`` by one Newton step: how far that
-    moves ``y0``, in the tolerances, is how inconsistent it is.
+    The algebraic equations ``g(z) = left^T f = 0`` are solved for ``z`` along ``right`` by one Newton step: how far
+    that moves ``y0``, in the tolerances, is how inconsistent it is.
     """
     t0 = request.problem.times[0]
     time = field.time(t0)
