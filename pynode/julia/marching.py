@@ -78,9 +78,10 @@ def march(record: JuliaRecord, call: SolveCall, watch: Watch) -> Reply:
         record.saved = ends.tolist()
     else:
         record.saved = list(request.times)
-    apart = watch.tolerance if at is not None else 0.0
-    record.saved = [x for x in record.saved if (record.t - x) * sign >= apart and not (at is not None and x == at)]
-    if at is not None:
+    if at is None:
+        record.saved = [x for x in record.saved if (record.t - x) * sign >= 0.0]
+    else:
+        record.saved = [x for x in record.saved if (at - x) * sign > watch.tolerance]
         record.retcode = ReturnCode.Terminated
         record.saved.append(at)
         watch.rate = states(record, [at], derivative=True)[0]
