@@ -14,6 +14,9 @@ from pynode.native.algebraic import check_consistent, check_method
 from pynode.sensealg import BacksolveAdjoint
 from pynode.solution import Counts
 
+#: As in juliaenv/src/masses.jl.
+OFFERED = ("Rodas4", "Rodas5P", "FBDF", "Rosenbrock23", "KenCarp4", "TRBDF2")
+
 
 def check_mass(request: Request) -> None:
     """Raise unless Julia's method takes the problem's mass matrix and the problem is of index 1 and consistent.
@@ -31,6 +34,14 @@ def check_mass(request: Request) -> None:
         return
     if not isinstance(request.algorithm, JuliaAlgorithm):  # those Julia knows itself
         check_method(mass, request.algorithm)
+        if request.algorithm.name not in OFFERED:
+            raise UnsupportedError(
+                explain(
+                    f"a mass matrix with {request.algorithm.name} and backend='julia'",
+                    f"one of {', '.join(OFFERED)}, whose states between steps were found right there",
+                    "use Rodas5P() or FBDF(), or backend='torch'",
+                )
+            )
     checkpointing = getattr(sensealg, "checkpointing", False)
     if request.differentiable and (isinstance(sensealg, BacksolveAdjoint) or checkpointing):
         name = f"{sensealg.name}(checkpointing=True)" if checkpointing else sensealg.name

@@ -58,7 +58,7 @@ def relative(found, expected):
     return max(((x - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", ["Rodas5P", "RadauIIA5", "FBDF", "KenCarp4", "TRBDF2", "Trapezoid"])
+@pytest.mark.parametrize("name", ["Rodas5P", "FBDF", "KenCarp4", "TRBDF2"])
 def test_a_regular_matrix(name):
     """The problem solved for dy/dt by hand, at a tolerance where the loose methods end in reasonable time: both solves
     are within some hundred tolerances of the truth."""
@@ -84,7 +84,7 @@ def test_gradients_under_a_regular_matrix(sensealg):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("name", ["Rodas5P", "RadauIIA5", "FBDF"])
+@pytest.mark.parametrize("name", ["Rodas5P", "FBDF"])
 def test_a_differential_algebraic_problem(name, turned):
     """States at save points between steps too, and gradients of the initial state, times and parameters: of the closed
     form. ``FBDF``'s errors add up over its many steps."""
@@ -152,7 +152,7 @@ def test_a_running_cost_beside_a_mass_matrix():
 
 @pytest.mark.parametrize(
     ("name", "mass", "message"),
-    [("Rosenbrock23", M, "diagonal"), ("Kvaerno3", HALF, "singular"), ("Tsit5()", M, "no mass matrices")],
+    [("Rosenbrock23", M, "diagonal"), ("KenCarp4()", HALF, "singular"), ("Tsit5()", M, "no mass matrices")],
 )
 def test_what_julia_refuses(name, mass, message):
     start = torch.tensor([1.0, 2.0], dtype=F64)

@@ -143,6 +143,7 @@ def test_a_running_cost_is_integrated_beside_it():
 REFUSED_BY_JULIA = {
     "jac": ({"jac": dae}, pynode.UnsupportedError, "exact Jacobian"),
     "method": ({"mass_matrix": HALF, "algorithm": "KenCarp4"}, pynode.UnsupportedError, "singular mass matrix"),
+    "between": ({"mass_matrix": M, "algorithm": "Trapezoid"}, pynode.UnsupportedError, "between steps"),
     "explicit": ({"mass_matrix": M, "algorithm": "tsit5"}, pynode.UnsupportedError, "a mass matrix with Tsit5"),
     "adjoint": ({"mass_matrix": M, "sensealg": pynode.BacksolveAdjoint()}, pynode.UnsupportedError, "GaussAdjoint"),
     "checkpoints": (
@@ -157,7 +158,7 @@ REFUSED_BY_JULIA = {
 @pytest.mark.parametrize("case", REFUSED_BY_JULIA)
 def test_what_the_julia_backend_refuses_before_it_starts_julia(case):
     options, error, message = REFUSED_BY_JULIA[case]
-    options = {"algorithm": "RadauIIA5", "y0": exact(0.0).tolist(), **options}
+    options = {"algorithm": "Rodas5P", "y0": exact(0.0).tolist(), **options}
     y0 = torch.tensor(options.pop("y0"), dtype=F64, requires_grad=True)
     with pytest.raises(error, match=message):
         pynode.solve(dae, y0, T, backend="julia", **options)
