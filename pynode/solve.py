@@ -173,11 +173,13 @@ def solve(
     jac : callable, optional
         ``jac(t, y, *args)``: the Jacobian ``df/dy`` for implicit methods, of n x n numbers for a real tensor ``y`` of
         n (flattened in row-major order). By default torch finds it, by n pullbacks through ``f`` at once. The torch
-        backend only.
+        backend only: Julia gets the rows of the exact Jacobian from the captured products of ``f``.
     mass_matrix : Tensor (n, n), optional
         The constant matrix of ``M dy/dt = f(t, y, *args)``, of the state's real dtype, for the implicit methods that
         allow one. Where it is singular this is a differential-algebraic problem, which must be of index 1, and ``y0``
-        must satisfy its algebraic equations. The torch backend only; no gradient with respect to it.
+        must satisfy its algebraic equations. No gradient with respect to it. With ``backend="julia"`` the gradient is
+        that of the differential variables: it is zero by the algebraic ones of ``y0``, which follow from these (but for
+        what a loss takes from the saved ``y0`` itself); not with ``BacksolveAdjoint`` or ``checkpointing=True``.
     batching : "joint" or "independent"
         ``"joint"`` integrates the whole state in common steps. ``"independent"`` treats dimension 0 of every leaf of
         the state as rows, each with its own steps, error control and outcome, and with its own times where ``t`` (or
@@ -223,21 +225,13 @@ def solve(
     engine = backend_from_name(backend)
     if compile == "solve" and backend == "torch":
         from pynode.cpp.backend import BACKEND as engine
-    if backend != "torch" and not (jac is None and mass_matrix is None):
-        raise UnsupportedError(
-            explain(
-                f"{'jac' if mass_matrix is None else 'mass_matrix'}= with backend={backend!r}",
-                "backend='torch'",
-                "drop it, or solve with backend='torch' and an implicit method such as RadauIIA5()",
-            )
-        )
     args = whole(args) if isinstance(args, tuple) else args
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
         *(jac, mass_matrix),
     )
-    repeated = engine.repeated(f, y0, t, question)
+    repeated = None if events is not None else engine.repeated(f, y0, t, question)
     if repeated is not None:
         return resumable(repeated, solve, options)
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)
