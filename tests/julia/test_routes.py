@@ -24,7 +24,7 @@ Y0 = torch.ones(2, dtype=torch.float64)
 
 def found(f, args=()):
     problem = ODEProblem(f, Y0, [0.0, 1.0], args)
-    return routes.dependencies_of(problem, Counts(), None, False, 0.0)
+    return known_fields.dependencies_of(problem, Counts(), None, False, 0.0)
 
 
 class Scaled(torch.nn.Module):
