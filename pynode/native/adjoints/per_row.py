@@ -106,10 +106,7 @@ class RowAdjoint:
             self.per_row = [torch.zeros_like(x) if s is None else s for x, s in zip(own, self.per_row, strict=True)]
         shared, per_row = iter(self.sums.sums[: len(self.shared)]), iter(self.per_row)
         times = self.times_gradient
-        tensor = self.record.request.times_tensor
-        if times is not None and tensor.ndim == 1 and len(times) > 1:
-            times = times.sum(dim=0)
-        elif times is not None and len(times) == 1:
+        if times is not None and len(times) == 1:
             times = times[0]
         return Gradients(
             y0=self.adjoint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,11 +55,10 @@ def gathered(pieces: list[Piece], count: int, rows: int, name: str, like: Tensor
     count, rows : int
     name : str
         Of what ``i`` counts, for the error where a gradient comes for a state that is in no piece.
-    like : Tensor (..., n)
-        Of the states' dtype, device and size.
+    like : Tensor (B, n)
+        Of the states' dtype, device and size; where there is no piece, what a gradient would go to.
     """
-    if not pieces:
-        return like.new_full((count, rows, like.shape[-1]), float("nan"))
+    pieces = pieces or [(np.zeros(0, dtype=np.int64), like[:0])]
     states = torch.cat([state for _, state in pieces])
     places = torch.cat([torch.from_numpy(place) for place, _ in pieces]).to(states.device)
     whole: Tensor = _Gathered.apply(rows, count, name, places, states)  # type: ignore[no-untyped-call]

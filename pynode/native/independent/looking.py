@@ -23,6 +23,10 @@ def connected_states(record: RowRecord, times: Any, tensor: Tensor, values: Tens
     request = record.request
     if not request.differentiable or not torch.is_grad_enabled():
         return values
+    if tensor.ndim == 1 and len(times) > 1:
+        tensor = tensor.expand(len(times), -1)  # the gradients of rows whose times were rounded apart add up
+    elif tensor.ndim == 2 and len(times) == 1:
+        tensor = tensor[0]
     if isinstance(request.sensealg, DirectAdjoint):
         with record.problem.autocast():
             return taped(record, times, tensor, **query)

@@ -162,8 +162,9 @@ class RowSearch:
         owner, component = conditions.owner[which], conditions.component[which]
 
         def value(at: Indices, thetas: Floats) -> Floats:
+            # At a time that there is: what the values around the root are tells what is zero as far as one can tell.
             times = step.t[rows[at]] + thetas * step.h[rows[at]]
-            states = step.at(rows[at], thetas)
+            states = step.at(rows[at], (times - step.t[rows[at]]) / step.h[rows[at]])
             found = np.empty(len(at))
             for event in np.unique(owner[at]):
                 own = (owner[at] == event).nonzero()[0]
