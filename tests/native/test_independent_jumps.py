@@ -103,7 +103,7 @@ def test_jumps_states_and_gradients_are_those_of_a_loop_of_single_solves(name, s
         parts.append(loss_of(values, sol.ys[:count, b], weight))
         single.append(loss_of(expected, one.ys[:count], weight))
         # The dense output, too: within each stretch, and at the first event, where it is the state after it.
-        at = torch.linspace(float(t[b, 0]), one.span[1], 23, dtype=F64)[1:-1]
+        at = torch.linspace(float(TIMES[b, 0]), one.span[1], 23, dtype=F64)[1:-1]
         at = torch.cat([at, torch.tensor([values[0][0].item()], dtype=F64)])
         every = TIMES[:, :1].expand(5, len(at)).clone()
         every[b] = at
