@@ -53,7 +53,7 @@ def test_what_is_written_is_what_is_meant(text, expected):
     ],
 )
 def test_anything_else_is_refused(text, message):
-    with pytest.raises(pynode.InputError, match="cannot be read|AutoSwitch") as raised:
+    with pytest.raises(pynode.InputError, match=r"cannot be read|AutoSwitch") as raised:
         as_algorithm(text)
     assert message in str(raised.value)
 

@@ -297,7 +297,7 @@ def test_looking_for_events_leaves_the_tape_whole(name):
         y0 = leaf([0.6, -0.2])
         events = [
             Event(lambda t, y, y0=y0: y[1] - y0[1], terminal=False),  # zero at the start
-            Event(lambda t, y: t * model.level - 0.1),  # in the first step
+            Event(lambda t, y, model=model: t * model.level - 0.1),  # in the first step
         ]
         options = {"algorithm": name, "events": events, "sensealg": sensealg, "rtol": 1e-3, "atol": 1e-3, "dt0": 0.3}
         sol = pynode.solve(model, y0, [0.0, 4.0], **options)

@@ -71,7 +71,8 @@ def firings_of(sol, row):
 @pytest.mark.parametrize(
     ("name", "sensealg"),
     [
-        *((name, pynode.CheckpointedAdjoint()) for name in KINDS),
+        *((name, pynode.CheckpointedAdjoint()) for name in KINDS[:2]),
+        pytest.param(KINDS[2], pynode.CheckpointedAdjoint(), marks=pytest.mark.slow),
         *(pytest.param(name, pynode.DirectAdjoint(), marks=pytest.mark.slow) for name in KINDS),
     ],
     ids=lambda x: getattr(x, "name", x),
