@@ -44,7 +44,8 @@ class BatchSolution(Solution):
     span : tuple of Tensor
         Initial time of every row and the time it reached, (B,), float64.
     events : tuple of RowFiring
-        Empty without ``events=``, otherwise of one entry: what fired in each row.
+        Empty without ``events=``; otherwise what fired in each row first, what second, and so on, as many as fired in
+        any row, and one at least.
     """
 
     events: tuple[RowFiring, ...]  # type: ignore[assignment]

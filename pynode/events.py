@@ -103,7 +103,8 @@ class Firing:
 
 @dataclass(frozen=True)
 class RowFiring:
-    """The events that fired in the rows of a solve under ``batching="independent"``, one in each at most.
+    """What fired in the rows of a solve under ``batching="independent"``, one event in each at most: ``sol.events[i]``
+    is the ``i``-th event of every row, wherever it came.
 
     Attributes
     ----------
@@ -201,3 +202,11 @@ def as_events(events: Any) -> tuple[Event, ...]:
     if not listed:
         raise InputError(explain("events is empty", "at least one Event", "drop events="))
     return tuple(listed)
+
+
+def check_limit(max_events: Any) -> None:
+    """Raise InputError for a bound on the number of events that is none."""
+    if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
+        raise InputError(
+            explain(f"max_events = {max_events!r}", "an integer >= 1", "give the largest number of events")
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynode.layout import Tree, leaves_of
+from torch import Tensor
+
+from pynode.layout import Tree, leaves_of, rebuild
 
 
 class PerSample:
@@ -66,4 +68,17 @@ def whole(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """``args`` as joint stepping passes it: ``PerSample`` tensors with all their rows."""
     if any(isinstance(leaf, PerSample) for _, leaf in leaves_of(args, "args")):
         return unwrapped(args)[0]
+    return args
+
+
+def selected(args: Any, rows: Tensor) -> Any:
+    """``args`` with the parts of some rows, given by their indices (b,), in its ``PerSample`` wrappers."""
+    if isinstance(args, PerSample):
+        leaves = [leaf.index_select(0, rows) for _, leaf in leaves_of(args.tree, "args")]
+        return PerSample(rebuild(args.tree, iter(leaves)))
+    if isinstance(args, dict):
+        return _like(args, {key: selected(branch, rows) for key, branch in args.items()})
+    if isinstance(args, tuple | list):
+        branches = [selected(branch, rows) for branch in args]
+        return type(args)(*branches) if hasattr(args, "_fields") else type(args)(branches)
     return args

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.event_time import moved
-from pynode.events import Crossing, Event, Firing, Resumed, Watch, as_events
+from pynode.events import Crossing, Event, Firing, Resumed, Watch, as_events, check_limit
 from pynode.layout import Layout, leaves_of, rebuild
 from pynode.native.root_finding import checked
 from pynode.problem import check_times
@@ -29,7 +29,7 @@ from pynode.solution import End, ReturnCode, Solution, Stats, failure_message
 from pynode.transforms import numbers, transformed
 
 #: Two firings of one root function that are closer than this many spacings of float64 times are without end.
-_ACCUMULATED = 100.0
+ACCUMULATED = 100.0
 
 
 def in_segments(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[str, Any]) -> Solution:
@@ -38,9 +38,17 @@ def in_segments(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[s
     fired: tuple[Crossing, ...] = given.fired if isinstance(given, Resumed) else ()
     events = as_events(given.events if isinstance(given, Resumed) else given)
     options = {**options, "events": events}
+<<<<<<< HEAD
     limit = options["max_events"]
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InputError(explain(f"max_events = {limit!r}", "an integer >= 1", "give the largest number of events"))
+=======
+    check_limit(options["max_events"])
+    if options["backend"] != "torch":
+        raise UnsupportedError(
+            explain(f"backend={options['backend']!r} got events", "backend='torch'", "drop backend= or events=")
+        )
+>>>>>>> 75d0fa2ed6968d497ed7ae744428a9cf0ac6c134
     if transformed():
         raise UnsupportedError(
             explain(
@@ -240,7 +248,7 @@ class _Run:
             earlier = [x for x in self.firings[:before] if (x.event, x.component) == which][-1:]
             for other in earlier:
                 gap, now = abs(firing.t.item() - other.t.item()), firing.t.item()
-                if gap <= _ACCUMULATED * math.ulp(now) and self.retcode.successful:
+                if gap <= ACCUMULATED * math.ulp(now) and self.retcode.successful:
                     detail = f"events[{firing.event}] fired {gap:.3g} after it had fired"
                     self._fail(ReturnCode.TooManyEvents, failure_message(ReturnCode.TooManyEvents, now, detail))
 

@@ -97,9 +97,9 @@ def solve(
     args : tuple
         Further arguments of ``f``: anything; the tensors in it are differentiated.
     algorithm : Algorithm or str
-        The integrator, or its name (``"tsit5"``, ``"dopri5"``, ``"rk4"``). With ``backend="julia"`` also any algorithm
-        of OrdinaryDiffEq.jl as one writes it there (``"Rodas5P"``, ``"AutoTsit5(Rosenbrock23())"``), or an algorithm
-        object of diffeqpy.
+        The integrator, or its name (``"tsit5"``, ``"dopri5"``, ``"rk4"``), or a call of it as SciML writes it,
+        ``"AutoTsit5(Rosenbrock23())"``. With ``backend="julia"`` also any algorithm of OrdinaryDiffEq.jl as one writes
+        it there (``"KenCarp47(linsolve=KrylovJL_GMRES())"``), or an algorithm object of diffeqpy.
     rtol, atol : float, or tensor with one entry per element of the flattened state (two per complex one)
         Relative and absolute tolerance of adaptive algorithms: every step's error estimate stays below
         ``atol + rtol * max(|y_n|, |y_n+1|)`` in the norm.
@@ -188,10 +188,10 @@ def solve(
         still running: ``y`` (b, ...), and ``t`` of shape (b, 1, ..., 1), which broadcasts against a state of one
         tensor, or (b,) beside a tree of tensors. What ``f`` needs of every row goes through
         ``args=(PerSample(x),)``. ``rtol`` and ``atol`` may have an entry per element of a row, ``norm`` is that of one
-        row, ``max_steps`` counts in each. Conditions (and effects) of ``events`` are called like ``f`` and return (b,)
-        or (b, k) numbers; all events must be terminal, and end their row alone, the first one (in ``events=``) of
-        several at one time: ``sol.events[0]`` is a :class:`pynode.RowFiring`, and what was to be saved behind the
-        event of a row is NaN. Adaptive explicit Runge-Kutta methods of the torch backend only; gradients
+        row, ``max_steps`` and ``max_events`` count in each. Conditions (and effects) of ``events`` are called like
+        ``f`` and return (b,) or (b, k) numbers. Every row finds its own roots, jumps alone and goes on, or ends at a
+        terminal event, behind which its saved states are NaN; ``sol.events[i]``, a :class:`pynode.RowFiring`, is the
+        ``i``-th event of every row. Adaptive explicit Runge-Kutta methods of the torch backend only; gradients
         by ``CheckpointedAdjoint()`` (the default) or ``DirectAdjoint()``.
 
     Returns

@@ -286,3 +286,23 @@ def test_a_field_that_changes_between_passes_is_found_out():
     )
     with pytest.raises(pynode.GradientError, match="other values"):
         sol.events[0].t.backward()
+
+
+@pytest.mark.parametrize("name", ["Tsit5", "Vern7", "Fehlberg2"])
+def test_looking_for_events_leaves_the_tape_whole(name):
+    """The stages that the search evaluates belong to the steps: DirectAdjoint against the adjoint that repeats them."""
+    gradients = []
+    for sensealg in (pynode.DirectAdjoint(), pynode.CheckpointedAdjoint()):
+        model = Learned()
+        y0 = leaf([0.6, -0.2])
+        events = [
+            Event(lambda t, y, y0=y0: y[1] - y0[1], terminal=False),  # zero at the start
+            Event(lambda t, y, model=model: t * model.level - 0.1),  # in the first step
+        ]
+        options = {"algorithm": name, "events": events, "sensealg": sensealg, "rtol": 1e-3, "atol": 1e-3, "dt0": 0.3}
+        sol = pynode.solve(model, y0, [0.0, 4.0], **options)
+        assert sol.stats.forward.accepted == len(sol.events) == 1
+        loss = sum((i + 1) * fired.t + fired.before.sum() for i, fired in enumerate(sol.events)) + sol.ys[-1].sum()
+        gradients.append(torch.autograd.grad(loss, [y0, model.field, model.level]))
+    # The same steps, differentiated in two ways.
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)

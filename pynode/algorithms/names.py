@@ -7,6 +7,7 @@ import difflib
 from pynode.algorithms.base import Algorithm
 from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.exponential import ETDRK4
+from pynode.algorithms.expressions import algorithm_from_expression
 from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, VCABM, ExplicitAdams, ImplicitAdams
@@ -66,14 +67,15 @@ ALIASES: dict[str, str] = {
 
 
 def algorithm_from_name(name: str, foreign: bool = False) -> Algorithm:
-    """The algorithm called ``name`` (case-insensitive class name or alias), with default options.
+    """The algorithm called ``name`` (case-insensitive class name or alias), with default options; or that which it
+    writes as SciML does, ``"AutoTsit5(Rosenbrock23())"``.
 
     ``foreign``: a name that is not pynode's own is one of OrdinaryDiffEq.jl's.
 
     Raises
     ------
     InputError
-        For an unknown name; the message lists the nearest known ones.
+        For an unknown name, of which the message lists the nearest known ones, and for a call that cannot be read.
     """
     table = {key.lower(): cls for key, cls in ALGORITHMS.items()}
     table.update({alias: ALGORITHMS[key] for alias, key in ALIASES.items()})
@@ -82,6 +84,8 @@ def algorithm_from_name(name: str, foreign: bool = False) -> Algorithm:
         return found()
     if foreign:
         return JuliaAlgorithm(name)
+    if "(" in name:
+        return algorithm_from_expression(name, ALGORITHMS)
     near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.4)
     names = [table[key].__name__ for key in near] or sorted(ALGORITHMS)
     hint = "did you mean " if near else "known algorithms are "

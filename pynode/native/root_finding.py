@@ -45,10 +45,16 @@ class Search:
         self._last: list[float] = []
 
     def __call__(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> float | None:
+        self._taped = torch.is_grad_enabled()
+        # Stages that a step on torch's tape has not evaluated yet it evaluates now, and keeps: on the tape, as the
+        # next step and the state at the event are made of them.
+        piece = stepper.piece() if self._taped else None
         with torch.no_grad():
-            return self._search(stepper, t, t1, y.detach(), y1.detach())
+            return self._search(stepper, t, t1, y.detach(), y1.detach(), piece)
 
-    def _search(self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor) -> float | None:
+    def _search(
+        self, stepper: Stepper, t: float, t1: float, y: Tensor, y1: Tensor, piece: Piece | None
+    ) -> float | None:
         h = t1 - t
         field = stepper.field
         resolution = 2.0 * math.ulp(max(abs(t), abs(t1)))
@@ -64,9 +70,11 @@ class Search:
                 count = math.ceil(math.log(first * abs(h) / resolution, 4.0)) if abs(h) > resolution else 0
                 thetas = [*(first * 4.0**-k for k in range(count, 0, -1)), *thetas]
         times = [t + theta * h for theta in thetas]
-        piece = stepper.piece() if times else None
+        if times and piece is None:
+            piece = stepper.piece()
         rows = y1[None, : self._layout.size]
-        if piece is not None:
+        if times:
+            assert piece is not None
             rows = torch.cat([self._states(piece, times, field), rows])
         values = self._values(field, [*times, t1], rows)
         thetas = [*thetas, 1.0]
@@ -91,7 +99,8 @@ class Search:
         """The sign that each of the functions ``zero`` takes on by its derivative along the solution; 0 where that
         is zero, too, or unknown."""
         field, size = stepper.field, self._layout.size
-        rate = stepper.interpolate([0.0], True)[0].detach()[:size]
+        with torch.set_grad_enabled(self._taped):
+            rate = stepper.interpolate([0.0], True)[0].detach()[:size]
         found = {}
         with torch.enable_grad():
             time, state = field.time(t).requires_grad_(), y[:size].clone().requires_grad_()

@@ -14,6 +14,7 @@ from pynode.backends import Gradients
 from pynode.errors import GradientError, explain
 from pynode.native.adjoints.accumulator import Accumulator
 from pynode.native.independent.field import RowField
+from pynode.native.independent.gathered import unreached
 from pynode.native.independent.record import SUCCESS, Bools, Floats, Indices, Round, RowRecord
 from pynode.native.independent.replay import kept_rounds
 from pynode.native.independent.steps import extend, interpolated, step
@@ -88,14 +89,7 @@ class RowAdjoint:
                 self._round(one, places, at, columns)
         if pending.any():
             row, column = (int(x[0]) for x in np.nonzero(pending))
-            raise GradientError(
-                explain(
-                    f"a gradient came for the state of row {row} at save time {column}, which is NaN because the row "
-                    f"failed or met an event before it, or has fewer times ({int(pending.sum())} such state(s))",
-                    "a loss of the states that there are",
-                    "select them: ys[torch.isfinite(ys)], or by sol.retcodes",
-                )
-            )
+            raise unreached(row, f"save time {column}", int(pending.sum()))
         if not self.derivative:
             rows, columns = np.nonzero(self.wanted & initial)
             if len(rows):
@@ -112,10 +106,7 @@ class RowAdjoint:
             self.per_row = [torch.zeros_like(x) if s is None else s for x, s in zip(own, self.per_row, strict=True)]
         shared, per_row = iter(self.sums.sums[: len(self.shared)]), iter(self.per_row)
         times = self.times_gradient
-        tensor = self.record.request.times_tensor
-        if times is not None and tensor.ndim == 1 and len(times) > 1:
-            times = times.sum(dim=0)
-        elif times is not None and len(times) == 1:
+        if times is not None and len(times) == 1:
             times = times[0]
         return Gradients(
             y0=self.adjoint,

@@ -1,4 +1,4 @@
-"""The events that ended rows, as differentiable functions of all they depend on."""
+"""The events that rows stopped at, and what they make of them, as differentiable functions of all they depend on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, GradientError, explain
-from pynode.events import RowFiring
 from pynode.layout import _branches
 from pynode.native.independent.conditions import Conditions
 from pynode.native.independent.record import Floats, Indices, RowRecord
-from pynode.native.independent.search import Fired, slope
+from pynode.native.independent.row_roots import RowCrossings
+from pynode.native.independent.search import slope
 
 
 @dataclass(frozen=True)
@@ -70,80 +70,127 @@ class _Moved(torch.autograd.Function):
         return None, along_g.to(ctx.like), along_y
 
 
-def firing(record: RowRecord, states: Tensor) -> RowFiring:
-    """What ended the rows of a solve that is over.
+@dataclass(frozen=True)
+class Fires:
+    """Events that fired in rows ``ids`` (m,), one in each: root function ``which`` (m,), times ``t`` (m,), and the
+    states ``before`` and ``after`` (m, n)."""
+
+    ids: Indices
+    which: Indices
+    t: Tensor
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Fired:
+    """What fired in the rows of a stretch: in order, and the times (B,) and the states (B, n) from which they go on."""
+
+    fires: list[Fires]
+    times: Tensor
+    after: Tensor
+
+
+def fire(record: RowRecord, states: Tensor) -> Fired:
+    """Apply the effects of the events at which the rows of a stretch stopped: :meth:`pynode.segments._Run._fire`, for
+    many rows.
 
     Parameters
     ----------
     record : RowRecord
     states : Tensor (B, n)
-        At the fixed times of the events, connected to autograd; NaN elsewhere.
+        At the fixed times of the events, connected to autograd.
 
     Raises
     ------
     FieldError
         If an effect returns what is no state.
     """
-    fired, problem = record.fired, record.problem
-    assert fired is not None
-    batch, layout = problem.rows.batch, problem.rows
-    times = torch.full((batch,), math.nan, dtype=torch.float64, device=layout.device)
-    ids = np.flatnonzero(fired.event >= 0)
-    before = states
-    if len(ids):
-        rows = record.rows(ids)
-        t, y = _moved(record, fired, ids, states.index_select(0, rows))
-        times, before = times.index_copy(0, rows, t), states.index_copy(0, rows, y)
-    return RowFiring(
-        t=times,
-        event=torch.from_numpy(fired.event.copy()),
-        component=torch.from_numpy(fired.component.copy()),
-        before=layout.unpack(before),
-        after=layout.unpack(_after(record, fired, times, before)),
-    )
+    roots = record.roots
+    assert roots is not None
+    crossings = roots.crossings()
+    times = states.new_full((len(states),), math.nan, dtype=torch.float64)
+    after, fires = states, list[Fires]()
+    for rank in range(int(crossings.rank.max()) + 1):
+        own = crossings.part(crossings.rank == rank)
+        if rank:
+            # An effect at the same time may have led away from this root.
+            with torch.no_grad():
+                values = _values(record, own, after.index_select(0, record.rows(own.ids))).cpu().numpy()
+            own = own.part(np.abs(values) <= own.noise)
+        rows = record.rows(own.ids)
+        before = after.index_select(0, rows)
+        t, moved = _moved(record, own, before)
+        if rank == 0:
+            times, before = times.index_copy(0, rows, t), moved
+        changed = _after(record, own, t, before)
+        after = after.index_copy(0, rows, changed)
+        fires.append(Fires(own.ids, own.which, t, before, changed))
+    return Fired(fires, times, after)
 
 
-def _moved(record: RowRecord, fired: Fired, ids: Indices, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Times (m,) and states (m, n) of the events of rows ``ids``, differentiable once."""
-    problem = record.problem
-    t = torch.from_numpy(fired.t[ids]).to(y.device)
-    if not torch.is_grad_enabled():
-        return t, y
+def _groups(record: RowRecord, which: Indices) -> list[tuple[int, int, Indices]]:
+    """Events and elements of their conditions, and the places in ``which`` of each."""
+    roots = record.roots
+    assert roots is not None
+    return [(int(roots.owner[i]), int(roots.component[i]), np.flatnonzero(which == i)) for i in np.unique(which)]
+
+
+def _values(record: RowRecord, crossings: RowCrossings, y: Tensor) -> Tensor:
+    """Root functions (m,) at the fixed times of their roots and states (m, n), float64."""
+    problem, roots = record.problem, record.roots
+    assert roots is not None
     conditions = Conditions(record.request.events, problem.rows)
-    g: Tensor = torch.zeros_like(t)
-    slopes = torch.zeros_like(t)
-    rate = fired.rates.index_select(0, record.rows(ids))
-    for event, component in sorted(set(zip(fired.event[ids].tolist(), fired.component[ids].tolist(), strict=True))):
-        own = np.flatnonzero((fired.event[ids] == event) & (fired.component[ids] == component))
-        places = record.rows(own)
-        field = problem.field_of(record.rows(ids[own]), record.request.stats.forward)
-        stamp = field.time(t.index_select(0, places))
-        value = conditions(event, stamp, y.index_select(0, places).clone(), field.args)[:, component]
-        g = g.index_copy(0, places, value.double())
-        at, state = stamp.clone().requires_grad_(), y.detach().index_select(0, places).requires_grad_()
-        again = conditions(event, at, state.clone(), field.args)[:, component]
-        slopes.index_copy_(0, places, slope(again, at, state, rate.index_select(0, places)))
+    found = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+    for event, component, own in _groups(record, crossings.which):
+        ids, places = crossings.ids[own], record.rows(own)
+        field = problem.field_of(record.rows(ids), record.request.stats.forward)
+        value = conditions(event, field.time(roots.t[ids]), y.index_select(0, places).clone(), field.args)
+        found = found.index_copy(0, places, value[:, component].double())
+    return found
+
+
+def _moved(record: RowRecord, crossings: RowCrossings, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Times (m,) and states (m, n) of events, differentiable once; from the states at their fixed times."""
+    problem, roots, ids = record.problem, record.roots, crossings.ids
+    assert roots is not None
+    t = torch.from_numpy(roots.t[ids]).to(y.device)
+    if not torch.is_grad_enabled() or not len(ids):
+        return t, y
+    g = _values(record, crossings, y)
     if not (g.requires_grad or y.requires_grad):
         return t, y
-    least: Floats = math.sqrt(torch.finfo(y.dtype).eps) * fired.scale[ids] / np.abs(fired.h[ids])
-    root = _Roots(ids, t, slopes, rate, torch.from_numpy(least).to(y.device), fired.event[ids])
+    conditions = Conditions(record.request.events, problem.rows)
+    slopes = torch.zeros_like(t)
+    rate = roots.rates.index_select(0, record.rows(ids))
+    for event, component, own in _groups(record, crossings.which):
+        places = record.rows(own)
+        field = problem.field_of(record.rows(ids[own]), record.request.stats.forward)
+        at = field.time(t.index_select(0, places)).clone().requires_grad_()
+        state = y.detach().index_select(0, places).requires_grad_()
+        value = conditions(event, at, state.clone(), field.args)[:, component]
+        slopes.index_copy_(0, places, slope(value, at, state, rate.index_select(0, places)))
+    least: Floats = math.sqrt(torch.finfo(y.dtype).eps) * crossings.scale / np.abs(roots.h[ids])
+    root = _Roots(ids, t, slopes, rate, torch.from_numpy(least).to(y.device), roots.owner[crossings.which])
     found: tuple[Tensor, Tensor] = _Moved.apply(root, g, y)  # type: ignore[no-untyped-call]
     return found
 
 
-def _after(record: RowRecord, fired: Fired, times: Tensor, before: Tensor) -> Tensor:
-    """States (B, n) after the effects."""
-    problem, after = record.problem, before
+def _after(record: RowRecord, crossings: RowCrossings, times: Tensor, before: Tensor) -> Tensor:
+    """States (m, n) after the effects, at times (m,)."""
+    problem, roots, after = record.problem, record.roots, before
+    assert roots is not None
+    owner = roots.owner[crossings.which]
     for index, event in enumerate(record.request.events):
-        ids = np.flatnonzero(fired.event == index)
-        if event.effect is None or not len(ids):
+        own = np.flatnonzero(owner == index)
+        if event.effect is None or not len(own):
             continue
-        rows = record.rows(ids)
-        field = problem.field_of(rows, record.request.stats.forward)
-        own = problem.rows.unpack(before.index_select(0, rows).clone())  # the effect may write into it
-        found = event.effect(field.time(times.index_select(0, rows)), own, *field.args)
-        _check_state(record, found, len(ids), f"the effect of events[{index}]")
-        after = after.index_copy(0, rows, problem.rows.pack(found))
+        places = record.rows(own)
+        field = problem.field_of(record.rows(crossings.ids[own]), record.request.stats.forward)
+        state = problem.rows.unpack(before.index_select(0, places).clone())  # the effect may write into it
+        found = event.effect(field.time(times.index_select(0, places)), state, *field.args)
+        _check_state(record, found, len(own), f"the effect of events[{index}]")
+        after = after.index_copy(0, places, problem.rows.pack(found))
     return after
 
 

@@ -64,6 +64,11 @@ class _Loop:
         self.stepper = RowRungeKutta(record.tableau, self.field, len(running))
         #: Of every row that is still running.
         self._nfe = self._attempts = 0
+        #: How many attempts rows may make, and the least of these.
+        self._budget = np.full(record.problem.rows.batch, request.max_steps, dtype=np.int64)
+        if request.start is not None:
+            self._budget = request.start.budget
+        self._least = int(self._budget.min())
         self._search: RowSearch | None = None
         # No row's smallest step is larger than this.
         furthest = np.maximum(np.abs(running.t), np.abs(running.end)).max()
@@ -86,14 +91,18 @@ class _Loop:
 
     def run(self, y0: Tensor, derivative: Tensor | None) -> None:
         """All rounds, to the record."""
+        request = self.request
         self._start(y0, derivative)
-        if self.request.events and len(self.running):
+        if request.events and len(self.running):
             self._search = RowSearch(self.record, self.running, self.y, self.k1)
         while len(self.running):
-            if self._attempts == self.request.max_steps:
-                self._leave(np.ones(len(self.running), dtype=np.bool_), ReturnCode.MaxIters)
-                break
-            self._round()
+            if self._attempts < self._least:
+                self._round()
+                continue
+            exhausted = self._budget[self.running.ids] <= self._attempts
+            if exhausted.any():
+                self._leave(exhausted, ReturnCode.MaxIters)
+            self._least = int(self._budget[self.running.ids].min(initial=request.max_steps))
         self.departed.write(self.record, self.counts)
 
     def _start(self, y0: Tensor, derivative: Tensor | None) -> None:
@@ -115,6 +124,8 @@ class _Loop:
     def _initial(self) -> Floats:
         """Magnitudes of the first steps (Hairer, Norsett and Wanner 1993, section II.4); one more evaluation."""
         running, request = self.running, self.request
+        if request.start is not None:
+            return request.start.sizes[running.ids]
         if request.dt0 is not None:
             return np.full(len(running), request.dt0)
         y, f0 = self.y, self.k1

@@ -16,7 +16,7 @@ from pynode.solution import ReturnCode
 if TYPE_CHECKING:
     from pynode.native.independent.problem import RowProblem
     from pynode.native.independent.request import RowRequest
-    from pynode.native.independent.search import Fired
+    from pynode.native.independent.row_roots import RowRoots
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -26,6 +26,21 @@ Bools = NDArray[np.bool_]
 CODES = tuple(ReturnCode)
 SUCCESS = CODES.index(ReturnCode.Success)
 TERMINATED = CODES.index(ReturnCode.Terminated)
+
+
+def unsuccessful(codes: NDArray[np.int8]) -> Bools:
+    """Which of the rows failed."""
+    found: Bools = (codes != SUCCESS) & (codes != TERMINATED)
+    return found
+
+
+def outcome(codes: NDArray[np.int8]) -> ReturnCode:
+    """Of all rows: that of the first one that failed; otherwise Terminated where events ended all, or Success."""
+    failed = np.flatnonzero(unsuccessful(codes))
+    if len(failed):
+        return CODES[int(codes[failed[0]])]
+    ended = len(codes) > 0 and bool((codes == TERMINATED).all())
+    return ReturnCode.Terminated if ended else ReturnCode.Success
 
 
 @dataclass
@@ -76,8 +91,8 @@ class RowRecord:
         How many of its save times each row reached.
     ends : Tensor (B, n)
         The states where the rows' last steps ended.
-    fired : Fired or None
-        The events that ended rows.
+    roots : RowRoots or None
+        The events that rows stopped at.
     nfe, accepted, rejected : ndarray (B,)
     """
 
@@ -94,24 +109,10 @@ class RowRecord:
         self.passed = np.zeros(batch, dtype=np.int64)
         self.ends = problem.y0.detach().clone()
         self.nfe, self.accepted, self.rejected = (np.zeros(batch, dtype=np.int64) for _ in range(3))
-        self.fired: Fired | None = None
+        self.roots: RowRoots | None = None
         # What the rest of pynode asks every record.
         self.t, self.end, self.detail, self.saved = 0.0, self.ends, "", list[float]()
         self.retcode = ReturnCode.Success
-
-    def outcome(self) -> ReturnCode:
-        """That of the first row that failed; otherwise Terminated where events ended all rows, or Success."""
-        failed = np.flatnonzero(self.failed)
-        if len(failed):
-            return CODES[int(self.codes[failed[0]])]
-        ended = len(self.codes) > 0 and bool((self.codes == TERMINATED).all())
-        return ReturnCode.Terminated if ended else ReturnCode.Success
-
-    @property
-    def failed(self) -> Bools:
-        """Which rows (B,) did."""
-        found: Bools = (self.codes != SUCCESS) & (self.codes != TERMINATED)
-        return found
 
     @property
     def problem(self) -> RowProblem:

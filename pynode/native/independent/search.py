@@ -15,6 +15,7 @@ from pynode.native.independent.brackets import Brackets
 from pynode.native.independent.conditions import Conditions
 from pynode.native.independent.record import RowRecord
 from pynode.native.independent.roots import roots
+from pynode.native.independent.row_roots import RowRoots
 from pynode.native.independent.steps import RowRungeKutta, extend, interpolated
 
 if TYPE_CHECKING:
@@ -25,20 +26,8 @@ Indices = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-class Fired:
-    """What ended each row: event and element of its condition, -1 where none did; ``t`` (B,) when, ``h`` the length of
-    the step that holds it, and ``scale`` the largest value of the condition there; ``states`` and their time
-    derivatives ``rates`` (B, n)."""
-
-    def __init__(self, y0: Tensor) -> None:
-        batch = len(y0)
-        self.event, self.component = (np.full(batch, -1, dtype=np.int64) for _ in range(2))
-        self.t, self.h, self.scale = (np.full(batch, math.nan) for _ in range(3))
-        self.states, self.rates = (torch.full_like(y0, math.nan) for _ in range(2))
-
-
 class RowSearch:
-    """Looks for events in the accepted steps of every round, and writes what it finds into ``record.fired``.
+    """Looks for events in the accepted steps of every round, and writes what it finds into ``record.roots``.
 
     What :class:`pynode.native.root_finding.Search` does for one solve, decision by decision.
 
@@ -57,13 +46,14 @@ class RowSearch:
         self._conditions = Conditions(events, record.problem.rows)
         points = max(event.interp_points for event in events)
         self._inner = [k / (points + 1) for k in range(1, points + 1)]
-        self._fired = record.fired = Fired(record.problem.y0.detach())
+        self._found = record.roots = RowRoots(record.problem.y0.detach())
         ids, times = running.ids.copy(), running.real(running.t).copy()
         field = self._problem.field_of(record.rows(ids), record.request.stats.forward)
         stamp = field.time(times)
         values = self._conditions.all(stamp, y, field.args).cpu().numpy()
         self._conditions.check_numbers(values, times, ids)
         owner = self._conditions.owner
+        self._found.owner, self._found.component = owner, self._conditions.component
         self._wanted = np.array([event.direction for event in events])[owner]
         self._width = np.array([event.root_tol or 0.0 for event in events])[owner]
         batch = record.problem.rows.batch
@@ -75,8 +65,10 @@ class RowSearch:
         self._leaving = np.zeros_like(self._last)
         #: Rows that begin with a zero, up to the end of their first step.
         self._at_zero = np.zeros(batch, dtype=np.bool_)
-        zero = values == 0.0
+        start = record.request.start
+        zero = np.abs(values) <= (0.0 if start is None else start.noise[ids])
         if zero.any():
+            self._signs[ids] = np.where(zero, 0.0, self._signs[ids])
             places = zero.any(axis=1).nonzero()[0]
             self._at_zero[ids[places]] = True
             slopes = self._slopes(ids[places], times[places], y, k1, record.rows(places))
@@ -139,12 +131,19 @@ class RowSearch:
         rows, which = brackets.first()
         if not len(rows):
             return rows, np.zeros(0)
-        theta, scale = self._roots(step, brackets, rows, which), np.abs(values).max(axis=0)
+        (theta, noise), scale = self._roots(step, brackets, rows, which), np.abs(values).max(axis=0)[rows, which]
         order = np.lexsort((which, theta, rows))
-        rows, which, theta = rows[order], which[order], theta[order]
-        earliest = np.append(True, rows[1:] != rows[:-1])
-        rows, which, theta = rows[earliest], which[earliest], theta[earliest]
-        return rows, self._note(step, rows, which, theta, scale[rows, which])
+        rows, which = rows[order], which[order]
+        theta, noise, scale = theta[order], noise[order], scale[order]
+        begins = np.append(True, rows[1:] != rows[:-1])
+        first_of = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))
+        tolerance = 4.0 * step.resolution
+        together = (theta - theta[first_of]) * np.abs(step.h[rows]) <= tolerance[rows]
+        noise = np.maximum(4.0 * noise, 16.0 * torch.finfo(step.y.dtype).eps * scale)
+        self._found.add(step.ids[rows[together]], which[together], noise[together], scale[together])
+        rows, theta = rows[begins], theta[begins]
+        self._found.tolerance[step.ids[rows]] = tolerance[rows]
+        return rows, self._note(step, rows, theta)
 
     def _values(self, step: _Steps, thetas: Sequence[float]) -> Floats:
         """Of all root functions, (m + 1, b, k), at fractions ``thetas`` (m,) of the steps, and at their ends."""
@@ -157,14 +156,15 @@ class RowSearch:
         conditions.check_numbers(values, np.stack(times), step.ids)
         return values
 
-    def _roots(self, step: _Steps, brackets: Brackets, rows: Indices, which: Indices) -> Floats:
-        """Fractions of steps ``rows`` at which the root functions ``which`` are zero."""
+    def _roots(self, step: _Steps, brackets: Brackets, rows: Indices, which: Indices) -> tuple[Floats, Floats]:
+        """Fractions of steps ``rows`` at which the root functions ``which`` are zero, and their values around them."""
         conditions, record = self._conditions, self._record
         owner, component = conditions.owner[which], conditions.component[which]
 
         def value(at: Indices, thetas: Floats) -> Floats:
+            # At a time that there is: what the values around the root are tells what is zero as far as one can tell.
             times = step.t[rows[at]] + thetas * step.h[rows[at]]
-            states = step.at(rows[at], thetas)
+            states = step.at(rows[at], (times - step.t[rows[at]]) / step.h[rows[at]])
             found = np.empty(len(at))
             for event in np.unique(owner[at]):
                 own = (owner[at] == event).nonzero()[0]
@@ -179,23 +179,22 @@ class RowSearch:
 
         low, high, at_low, at_high = (x[rows, which] for x in brackets.ends)
         width = np.maximum(self._width[which], step.resolution[rows]) / np.abs(step.h[rows])
-        return roots(value, low, high, at_low, at_high, width)[0]
+        return roots(value, low, high, at_low, at_high, width)
 
-    def _note(self, step: _Steps, rows: Indices, which: Indices, theta: Floats, scale: Floats) -> Floats:
+    def _note(self, step: _Steps, rows: Indices, theta: Floats) -> Floats:
         """Write down the events of steps ``rows``; returns their times."""
-        fired, ids = self._fired, step.ids[rows]
+        found, ids = self._found, step.ids[rows]
         begin, end = step.t[rows], step.t1[rows]
         t = np.where(theta == 1.0, end, begin + theta * step.h[rows])
         # In this step, not at the end of the one before it.
         t = np.where(t == begin, np.nextafter(begin, end), t)
         theta = (t - begin) / step.h[rows]
-        fired.event[ids], fired.component[ids] = self._conditions.owner[which], self._conditions.component[which]
-        fired.t[ids], fired.h[ids], fired.scale[ids] = t, step.h[rows], scale
+        found.t[ids], found.h[ids] = t, step.h[rows]
         chosen = self._record.rows(ids)
         states, at_end = step.at(rows, theta), torch.from_numpy(t == end).to(step.y.device)[:, None]
         ends = step.y1.index_select(0, self._record.rows(rows))
-        fired.states.index_copy_(0, chosen, torch.where(at_end, ends, states))
-        fired.rates.index_copy_(0, chosen, step.at(rows, theta, True))
+        found.states.index_copy_(0, chosen, torch.where(at_end, ends, states))
+        found.rates.index_copy_(0, chosen, step.at(rows, theta, True))
         return t
 
 
