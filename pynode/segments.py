@@ -38,17 +38,7 @@ def in_segments(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[s
     fired: tuple[Crossing, ...] = given.fired if isinstance(given, Resumed) else ()
     events = as_events(given.events if isinstance(given, Resumed) else given)
     options = {**options, "events": events}
-<<<<<<< HEAD
-    limit = options["max_events"]
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise InputError(explain(f"max_events = {limit!r}", "an integer >= 1", "give the largest number of events"))
-=======
     check_limit(options["max_events"])
-    if options["backend"] != "torch":
-        raise UnsupportedError(
-            explain(f"backend={options['backend']!r} got events", "backend='torch'", "drop backend= or events=")
-        )
->>>>>>> 75d0fa2ed6968d497ed7ae744428a9cf0ac6c134
     if transformed():
         raise UnsupportedError(
             explain(

@@ -12,7 +12,6 @@ import torch
 
 from pynode import known_fields
 from pynode.dependencies import Dependencies
-from pynode.julia import routes
 from pynode.julia.capture import capture
 from pynode.julia.emitted import EmittedRoute
 from pynode.problem import ODEProblem
