@@ -131,6 +131,8 @@ class Layout:
         offsets = [sum(self.sizes[:i]) for i in range(len(leaves))]
         self._aligned = not any(o % 2 and d.is_complex for o, d in zip(offsets, self.dtypes, strict=True))
         self.template: Tree = rebuild(tree, iter(range(len(leaves))))
+        #: ``tuple`` or ``list`` where the state is one of real tensors and nothing deeper: what is quick to take apart.
+        self._sequence = type(tree) if type(tree) in (tuple, list) and self.is_real and _shallow(tree) else None
 
     def pack(self, tree: Tree) -> Tensor:
         """The flat vector of a tree of this layout (differentiable; a view where possible)."""
@@ -152,7 +154,9 @@ class Layout:
             return flat.view_as(self._like)  # much cheaper than view(shape)
         if self.is_tensor:
             return _shaped(flat, lead, self.shapes[0], self.dtypes[0])
-        parts = torch.split(flat, self.sizes, dim=-1)
+        parts = flat.split_with_sizes(self.sizes, dim=-1)
+        if self._sequence is not None and not lead:
+            return self._sequence(map(_viewed, parts, self.shapes))
         return rebuild(
             self.template,
             iter([_shaped(p, lead, s, d) for p, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]),
@@ -191,8 +195,8 @@ class Layout:
             own.check_leaf(index, leaf)
         return rebuild(self.template, iter(leaves))
 
-    def writer(self) -> Callable[[Tree, Tensor], None]:
-        """A function that checks a derivative and copies it into a row of a buffer."""
+    def writer(self) -> Callable[[Tree, Any], None]:
+        """A function that checks a derivative and copies it into a row of a buffer, one of :meth:`row_views`."""
         if self.is_tensor and self.is_real:
             shape, dtype, device = self.shapes[0], self.dtypes[0], self.device
 
@@ -209,15 +213,35 @@ class Layout:
 
             return write
 
+        if self._sequence is not None and type(self).pack_derivative is Layout.pack_derivative:
+            count, shapes, dtype, device = len(self.shapes), self.shapes, self.dtype, self.device
+
+            def write_leaves(derivative: Tree, row: Any) -> None:
+                if not isinstance(derivative, tuple | list) or len(derivative) != count:
+                    self.pack_derivative(derivative)  # says what is wrong
+                for index, leaf in enumerate(derivative):
+                    if (
+                        type(leaf) is not Tensor
+                        or leaf.shape != shapes[index]
+                        or leaf.dtype is not dtype
+                        or leaf.device != device
+                    ):
+                        self.check_leaf(index, leaf)
+                torch._foreach_copy_(row, derivative)
+
+            return write_leaves
+
         def write_tree(derivative: Tree, row: Tensor) -> None:
             row.copy_(self.pack_derivative(derivative))
 
         return write_tree
 
-    def row_views(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        """Views of the rows of a buffer (m, n) that :meth:`writer`'s function fills."""
+    def row_views(self, buffer: Tensor) -> tuple[Any, ...]:
+        """Views of the rows of a buffer (m, n) that :meth:`writer`'s function fills, each in one or in its leaves."""
         if self._like is not None:
             buffer = buffer.view(-1, *self.shapes[0])
+        elif self._sequence is not None and type(self).pack_derivative is Layout.pack_derivative:
+            return tuple(tuple(self.unpack(row)) for row in buffer.unbind())
         return buffer.unbind()
 
     def released(self) -> Layout:
@@ -261,6 +285,14 @@ class Layout:
                     "move the model",
                 )
             )
+
+
+def _shallow(tree: Tree) -> bool:
+    return all(isinstance(leaf, Tensor) for leaf in tree)
+
+
+def _viewed(part: Tensor, shape: torch.Size) -> Tensor:
+    return part.view(shape)
 
 
 def _check_state(path: str, leaf: Any) -> None:
