@@ -7,6 +7,7 @@ every adjoint works on complex states without knowing it.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, InputError, explain
+
+#: Whether a ``torch.func`` transform is being applied.
+active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 Tree = Any
 """A tensor, or tuples, lists, named tuples and dictionaries of trees."""
@@ -136,6 +140,8 @@ class Layout:
 
     def pack(self, tree: Tree) -> Tensor:
         """The flat vector of a tree of this layout (differentiable; a view where possible)."""
+        if self._like is not None:
+            return tree.reshape(-1)  # type: ignore[no-any-return]
         flat = [self._real(leaf).reshape(-1) for leaf in _branches(self.template, tree, "y")]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
@@ -293,6 +299,27 @@ def _shallow(tree: Tree) -> bool:
 
 def _viewed(part: Tensor, shape: torch.Size) -> Tensor:
     return part.view(shape)
+
+
+def layout_of(tree: Tree) -> Layout:
+    """The layout of a state; that of a plain tensor is made once for every shape, dtype and device.
+
+    Raises
+    ------
+    InputError
+        As :class:`Layout`.
+    """
+    plain = type(tree) in (Tensor, torch.nn.Parameter) and tree.layout is torch.strided and not tree.is_nested
+    # A tensor made inside a transform or a mode belongs to that.
+    if not plain or active() or torch._C._len_torch_dispatch_stack():
+        return Layout(tree)
+    return _layout_of_tensor(tree.shape, tree.dtype, tree.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout_of_tensor(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Layout:
+    with torch.inference_mode(False):  # for solves outside that mode, too
+        return Layout(torch.empty((), dtype=dtype, device=device).expand(shape))
 
 
 def _check_state(path: str, leaf: Any) -> None:

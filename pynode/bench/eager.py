@@ -2,8 +2,8 @@
 
 Solves without autograd and gradients (of the sum of squares of the final state, in y0 and all parameters) by
 ``pynode.solve`` with DP5, and by torchdiffeq's dopri5 at the same tolerances; everything in one process on one thread,
-in alternating slots, by the processor's time of the process, of which other processes take none. ``operations`` are those that torch dispatches, counted in an untimed run, those of the field
-apart from all others.
+in alternating slots, by the processor time of the process, of which other processes take none. ``operations`` are
+those that torch dispatches, counted in an untimed run, those of the field apart from all others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pynode.bench.timing import alternate
 SUMMARY = "eager solves beside the bare field and torchdiffeq, and the tensor operations of a step"
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts dispatched operations, and those of a field apart."""
 
     def __init__(self, field: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.all = self.inside = self.calls = self._depth = 0
         self._hooks = [field.register_forward_pre_hook(self._enter), field.register_forward_hook(self._leave)]
 
@@ -44,7 +44,7 @@ class _Counter(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         for hook in self._hooks:
             hook.remove()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.all += 1
@@ -85,7 +85,7 @@ def gradient(solver: Callable[[Start, Any], Any], start: Start) -> list[Tensor]:
 
 def operations(call: Callable[[], object], start: Start) -> tuple[int, int, int]:
     """Dispatched operations of ``call`` outside and inside the field's forward, and evaluations of the field."""
-    with _Counter(start.field) as counter:
+    with _Counter(start.field) as counter:  # type: ignore[no-untyped-call]
         call()
     return counter.all - counter.inside, counter.inside, counter.calls
 
@@ -101,10 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Measure every problem."""
     report = Report([], [])
-    columns = ("", "steps", "evaluations", "outside f a step", "over bare f", "torchdiffeq")
-    solves = Table("forward: times over ours", columns, [])
-    columns = ("", "outside f a step", "over a bare pass and pullback", "odeint_adjoint", "odeint, backprop")
-    pulls = Table("gradient: times over ours", columns, [])
+    heads = ("", "steps", "evaluations", "outside f a step", "over bare f", "torchdiffeq")
+    solves = Table("forward: times over ours", heads, [])
+    shown = ("", "outside f a step", "over a bare pass and pullback", "odeint_adjoint", "odeint, backprop")
+    pulls = Table("gradient: times over ours", shown, [])
     for name in options.only:
         start = STARTS[name]()
         solves.rows.append((name, *_forward(start, options, report)))
@@ -115,8 +115,8 @@ def run(options: argparse.Namespace) -> Report:
     return report
 
 
-def _state(start: Start) -> Any:
-    return start.with_leaves([leaf.clone() for leaf in start.leaves])
+def _timing(options: argparse.Namespace) -> dict[str, Any]:
+    return {"slot": options.slot, "warmup": 1, "clock": process_time}
 
 
 def _forward(start: Start, options: argparse.Namespace, report: Report) -> tuple[str, ...]:
@@ -132,7 +132,13 @@ def _forward(start: Start, options: argparse.Namespace, report: Report) -> tuple
             for _ in range(calls):
                 start.field(time, start.y0)
 
-    times = alternate({"ours": ours, "bare": bare, "torchdiffeq": theirs}, options.repeats, slot=options.slot, warmup=1, clock=process_time)
+    times = alternate(
+        {"ours": ours, "bare": bare, "torchdiffeq": theirs},
+        options.repeats,
+        slot=options.slot,
+        warmup=1,
+        clock=process_time,
+    )
     over, peer = times["ours"].over(times["bare"]), times["torchdiffeq"].over(times["ours"])
     report.data.setdefault(start.name, {})["forward"] = {
         **{"steps": steps, "evaluations": calls, "operations": outside / steps, "over_bare": over, "peer": peer},
@@ -167,7 +173,7 @@ def _gradient(start: Start, options: argparse.Namespace, report: Report) -> tupl
             torch.autograd.grad(outputs, [*leaves, *parameters], ones, allow_unused=True)
 
     contestants["bare"] = bare
-    times = alternate(contestants, options.repeats, slot=options.slot, warmup=1, clock=process_time)
+    times = alternate(contestants, options.repeats, **_timing(options))
     over = times["ours"].over(times["bare"])
     adjoint, backprop = (times[x].over(times["ours"]) for x in ("odeint_adjoint", "odeint"))
     report.data.setdefault(start.name, {})["gradient"] = {

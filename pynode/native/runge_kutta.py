@@ -20,7 +20,6 @@ from pynode.native.tableaus import Tableau
 from pynode.problem import Field, nudged
 from pynode.transforms import number
 
-
 #: Up to so many points of dense output have their weights computed in Python, which is quicker for a few numbers.
 _FEW = 8
 
@@ -33,6 +32,8 @@ class _Coefficients:
         self.dtype, self.device = dtype, device
         stages = len(tableau.c)
         self.c = (*tableau.c, *tableau.dense_c)
+        #: Consecutive stages at one abscissa share their time tensor.
+        self.same_time = [i > 0 and c == self.c[i - 1] for i, c in enumerate(self.c)]
         self.a = [self.tensor(row) for row in (*tableau.a, *tableau.dense_a)]
         self.b = self.tensor(tableau.b)
         self.error = [self.tensor(e) for e in (tableau.b_error, tableau.b_error_low) if e is not None]
@@ -125,8 +126,6 @@ class RungeKutta:
         self._prefix = [self._buffer.as_strided((layout.size, i), (1, layout.size)) for i in range(k.main + 1)]
         self._first, self._last = self._buffer[0], self._buffer[k.main - 1]
         self._write = layout.writer()
-        # Consecutive stages at one abscissa share their time tensor.
-        self._same_time = [i > 0 and k.c[i] == k.c[i - 1] for i in range(k.all)]
 
     def begin(self, t: float, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """Evaluate what the first step needs. ``derivative``: f(t, y) where it is known already; ``jump``: infinity
@@ -152,9 +151,9 @@ class RungeKutta:
         # This loop is the whole cost beside f: one combination, one view, one time and one copy per stage.
         self._start = (t, h, y, jump)
         self._end_time = t + h if end is None else end
-        field, prefix, rows, same_time = self.field, self._prefix, self._rows, self._same_time
+        field, prefix, rows = self.field, self._prefix, self._rows
         k, write, unpack = self.coefficients, self._write, field.layout.unpack
-        weights, c, f, args, counts = k.a, k.c, field.f, field.args, field.counts
+        weights, c, same_time, f, args, counts = k.a, k.c, k.same_time, field.f, field.args, field.counts
         addmv, scalar_tensor, dtype, device = torch.addmv, torch.scalar_tensor, k.dtype, k.device
         state, time = y, None
         for i in range(1, k.main):
