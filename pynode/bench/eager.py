@@ -85,7 +85,7 @@ def gradient(solver: Callable[[Start, Any], Any], start: Start) -> list[Tensor]:
 
 def operations(call: Callable[[], object], start: Start) -> tuple[int, int, int]:
     """Dispatched operations of ``call`` outside and inside the field's forward, and evaluations of the field."""
-    with _Counter(start.field) as counter:  # type: ignore[no-untyped-call]
+    with _Counter(start.field) as counter:
         call()
     return counter.all - counter.inside, counter.inside, counter.calls
 

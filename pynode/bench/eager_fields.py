@@ -3,6 +3,7 @@ Lotka and Volterra's equations, and two partial differential equations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ def _problem(name: str, end: float, size: int | None = None) -> Start:
 
 
 #: Makers of the problems, by name.
-STARTS = {
+STARTS: dict[str, Callable[[], Start]] = {
     "spiral": lambda: _from_case(spiral),
     "spiral25": lambda: _from_case(spiral, 25),
     "mlp": lambda: _from_case(mlp),

@@ -199,7 +199,8 @@ FAMILIES: dict[type[Algorithm], Family] = {
 
 def family_of(algorithm: Algorithm) -> Family | None:
     """The family of an algorithm; None for an explicit Runge-Kutta method."""
-    return _family_of(type(algorithm))
+    kind: Any = type(algorithm)
+    return _family_of(kind)
 
 
 @functools.cache
