@@ -60,7 +60,15 @@ from pynode.algorithms import (
 from pynode.batch_solution import BatchSolution, RowCounts
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
-from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.errors import (
+    CompileWarning,
+    FieldError,
+    GradientError,
+    InputError,
+    PynodeError,
+    SolveError,
+    UnsupportedError,
+)
 from pynode.events import Event, Firing, RowFiring
 from pynode.per_sample import PerSample
 from pynode.recommend import Recommendation, recommend
@@ -112,6 +120,7 @@ __all__ = [
     "BacksolveAdjoint",
     "BatchSolution",
     "CheckpointedAdjoint",
+    "CompileWarning",
     "Counts",
     "CrosscheckReport",
     "DirectAdjoint",
