@@ -183,7 +183,9 @@ def _gradient(start: Start, options: argparse.Namespace, report: Report) -> tupl
     over = times["ours"].over(times["bare"])
     peers = {x: times[x].over(times["ours"]) for x in ("odeint_adjoint", "odeint") if x in times}
     report.data.setdefault(start.name, {})["gradient"] = {
-        **{"operations": outside / steps, "over_bare": over, **peers},
+        "operations": outside / steps,
+        "over_bare": over,
+        **peers,
         "milliseconds": times["ours"].median * 1e3,
     }
     for peer, ratio in peers.items():
