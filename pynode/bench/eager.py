@@ -182,12 +182,13 @@ def _gradient(start: Start, options: argparse.Namespace, report: Report) -> tupl
     times = alternate(contestants, options.repeats, **_timing(options))
     over = times["ours"].over(times["bare"])
     peers = {x: times[x].over(times["ours"]) for x in ("odeint_adjoint", "odeint") if x in times}
-    report.data.setdefault(start.name, {})["gradient"] = {
+    figures: dict[str, float] = {
         "operations": outside / steps,
         "over_bare": over,
         **peers,
         "milliseconds": times["ours"].median * 1e3,
     }
+    report.data.setdefault(start.name, {})["gradient"] = figures
     for peer, ratio in peers.items():
         what = "backprop through odeint" if peer == "odeint" else peer
         report.claims.append(Claim(f"{start.name}: gradient {ratio:.2f}x {what}", ratio, ratio >= 1.0))
