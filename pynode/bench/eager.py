@@ -181,7 +181,7 @@ def _gradient(start: Start, options: argparse.Namespace, report: Report) -> tupl
             report.notes.append(f"{start.name}: {name} fails ({str(error).splitlines()[0]}).")
     times = alternate(contestants, options.repeats, **_timing(options))
     over = times["ours"].over(times["bare"])
-    peers = {x: times[x].over(times["ours"]) for x in ("odeint_adjoint", "odeint") if x in times}
+    peers: dict[str, float] = {x: times[x].over(times["ours"]) for x in ("odeint_adjoint", "odeint") if x in times}
     figures: dict[str, float] = {
         "operations": outside / steps,
         "over_bare": over,
