@@ -16,27 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.autograd_graph import Edge, above, nodes, unknown_leaf, walk
 from pynode.errors import GradientError, explain
 from pynode.problem import Field, ODEProblem, check_pure
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
 _INTERNAL = frozenset(vars(torch.nn.Module()))  # a module's own attributes: hooks and registries
-
-
-def _leaf_type() -> type:
-    """The class of the nodes that stand for leaves (AccumulateGrad), which torch does not name in Python."""
-    leaf = torch.zeros((), requires_grad=True)
-    with torch.enable_grad():
-        view = leaf.view_as(leaf)
-    assert view.grad_fn is not None
-    return type(view.grad_fn.next_functions[0][0])
-
-
-_LEAF: Any = _leaf_type()
-
-#: A node of an autograd graph and the number of one of its outputs.
-Edge = tuple[Any, int]
 
 
 class Dependencies:
@@ -90,9 +76,9 @@ class Dependencies:
         if self.explicit:
             self.parameters = given
         else:
-            above, nested = _above(outer)
-            captured = self._captured(outer, found, [x for x in above if id(x) in reached], nested)
-            hidden = {id(x) for x in above}
+            higher, nested = above(outer)
+            captured = self._captured(outer, found, [x for x in higher if id(x) in reached], nested)
+            hidden = {id(x) for x in higher}
             candidates = [*self.owed, *(x for x in search if x.is_leaf)]
             # A leaf above a captured tensor gets its gradient through that tensor; taken directly as well it
             # would be counted twice.
@@ -109,7 +95,8 @@ class Dependencies:
         self.groups = [[x for x in group if id(x) not in taken] for group in self.groups]
         self.owed = [x for group in self.groups for x in group]
         self._known = {id(x) for x in self.parameters}
-        self._outer_nodes = {node for node, _ in outer}
+        # Nodes behind which no look is needed: those of what f depends on.
+        self._ends = {node for node, _ in outer} | {x.grad_fn for x in self.parameters}
 
     def _probe(self, counts: Counts, jump: float, found: Container[Edge]) -> tuple[Tensor, list[Tensor], set[Edge]]:
         problem = self.problem
@@ -124,12 +111,12 @@ class Dependencies:
             derivative = check_pure(field, time, start)
             assert start.grad_fn is not None
             known = {id(x) for x in own}
-            direct, outer = _walk([derivative], known, found, mark=start.grad_fn._sequence_nr())
+            direct, outer = walk([derivative], known, found, mark=start.grad_fn._sequence_nr())
             if any(edge not in found for edge in outer):
                 # Numbers do not tell what another thread computed (torch's backward threads among them). What f did
                 # not compute itself is in the graph of a second evaluation again.
                 again = field(time, own[0].clone())
-                direct, outer = _walk([derivative], known, found, shared=_nodes(again))
+                direct, outer = walk([derivative], known, found, shared=nodes(again))
         # A copy, as f may write its next result into the same memory.
         return derivative.detach().clone(), direct, outer
 
@@ -166,14 +153,11 @@ class Dependencies:
         """Raise GradientError if later evaluations of ``f`` reach a leaf that is not among the parameters."""
         if self.explicit:
             return
-        known = self._known | {id(x) for x in own}
-        direct, _ = _walk(
-            outputs, known, shared=frozenset(), stop=self._outer_nodes | {x.grad_fn for x in self.parameters}
-        )
-        if direct:
+        unknown = unknown_leaf(outputs, self._known, {id(x) for x in own}, self._ends)
+        if unknown is not None:
             raise GradientError(
                 explain(
-                    f"f reaches a parameter of shape {tuple(direct[0].shape)} that it did not reach at the initial "
+                    f"f reaches a parameter of shape {tuple(unknown.shape)} that it did not reach at the initial "
                     "time and that pynode could not find in its closure, globals or attributes",
                     "to know every parameter before the solve",
                     "name all parameters in params=[...]",
@@ -324,75 +308,3 @@ def _filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _walk(
-    outputs: Iterable[Tensor],
-    own: Container[int],
-    found: Container[Edge] = (),
-    *,
-    mark: int = -1,
-    shared: Container[Any] | None = None,
-    stop: Iterable[Any] = (),
-) -> tuple[list[Tensor], set[Edge]]:
-    """Leaves that ``outputs`` depend on (without ``own``), and the edges into graph that was there before.
-
-    Those are the edges to ``found`` tensors, and to ``shared`` nodes if these are given. Otherwise torch's numbers
-    decide: within a thread nodes are numbered upward, so that what was computed since ``mark`` is younger than it and
-    older than its own result.
-    """
-    leaves: dict[int, Tensor] = {}
-    outer: set[Edge] = set()
-    stack: list[Any] = []
-    for output in outputs:
-        if output.grad_fn is not None:
-            stack.append((output.grad_fn, output.output_nr, math.inf))
-        elif output.requires_grad and id(output) not in own:
-            leaves[id(output)] = output
-    seen = set(stop)
-    while stack:
-        node, number, youngest = stack.pop()
-        if type(node) is _LEAF:
-            if id(node.variable) not in own:
-                leaves[id(node.variable)] = node.variable
-        elif node not in seen:
-            age = node._sequence_nr()
-            if (node, number) in found or (node in shared if shared is not None else not mark <= age <= youngest):
-                outer.add((node, number))
-            else:
-                seen.add(node)
-                stack += [(parent, index, age) for parent, index in node.next_functions if parent is not None]
-    return list(leaves.values()), outer
-
-
-def _nodes(output: Tensor) -> set[Any]:
-    """All nodes of the graph of a tensor but its leaves'."""
-    nodes: set[Any] = set()
-    stack: list[Any] = [output.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in nodes and type(node) is not _LEAF:
-            nodes.add(node)
-            stack += [parent for parent, _ in node.next_functions]
-    return nodes
-
-
-def _above(outer: set[Edge]) -> tuple[list[Tensor], set[Edge]]:
-    """Leaves of the graph above the given edges, and those of the edges that are themselves above another one."""
-    leaves: dict[int, Tensor] = {}
-    nested: set[Edge] = set()
-    stack: list[Any] = [node for node, _ in outer]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if type(node) is _LEAF:
-            leaves[id(node.variable)] = node.variable
-        for parent, number in node.next_functions:
-            if parent is not None:
-                stack.append(parent)
-                if (parent, number) in outer:
-                    nested.add((parent, number))
-    return list(leaves.values()), nested

@@ -7,6 +7,7 @@ every adjoint works on complex states without knowing it.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, InputError, explain
+
+#: Whether a ``torch.func`` transform is being applied.
+active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 Tree = Any
 """A tensor, or tuples, lists, named tuples and dictionaries of trees."""
@@ -131,9 +135,13 @@ class Layout:
         offsets = [sum(self.sizes[:i]) for i in range(len(leaves))]
         self._aligned = not any(o % 2 and d.is_complex for o, d in zip(offsets, self.dtypes, strict=True))
         self.template: Tree = rebuild(tree, iter(range(len(leaves))))
+        #: ``tuple`` or ``list`` where the state is one of real tensors and nothing deeper: what is quick to take apart.
+        self._sequence = type(tree) if type(tree) in (tuple, list) and self.is_real and _shallow(tree) else None
 
     def pack(self, tree: Tree) -> Tensor:
         """The flat vector of a tree of this layout (differentiable; a view where possible)."""
+        if self._like is not None:
+            return tree.reshape(-1)  # type: ignore[no-any-return]
         flat = [self._real(leaf).reshape(-1) for leaf in _branches(self.template, tree, "y")]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
@@ -152,7 +160,9 @@ class Layout:
             return flat.view_as(self._like)  # much cheaper than view(shape)
         if self.is_tensor:
             return _shaped(flat, lead, self.shapes[0], self.dtypes[0])
-        parts = torch.split(flat, self.sizes, dim=-1)
+        parts = flat.split_with_sizes(self.sizes, dim=-1)
+        if self._sequence is not None and not lead:
+            return self._sequence([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
         return rebuild(
             self.template,
             iter([_shaped(p, lead, s, d) for p, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]),
@@ -170,11 +180,23 @@ class Layout:
             self.check_leaf(0, derivative)
             flat: Tensor = derivative.reshape(-1)
             return flat
+        if self._sequence is not None:
+            self._check_sequence(derivative)
+            return torch.cat([leaf.reshape(-1) for leaf in derivative])
         flats = []
         for index, leaf in enumerate(_branches(self.template, derivative, self._root, self._source)):
             self.check_leaf(index, leaf)
             flats.append(self._real(leaf).reshape(-1))
         return flats[0] if len(flats) == 1 else torch.cat(flats)
+
+    def _check_sequence(self, derivative: Tree) -> None:
+        """What :meth:`pack_derivative` checks, quicker where nothing is wrong."""
+        if not isinstance(derivative, tuple | list) or len(derivative) != len(self.shapes):
+            list(_branches(self.template, derivative, self._root, self._source))  # says what is wrong
+        dtype, device = self.dtype, self.device
+        for index, (leaf, shape) in enumerate(zip(derivative, self.shapes, strict=True)):
+            if type(leaf) is not Tensor or leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
+                self.check_leaf(index, leaf)
 
     def check_like(self, tree: Tree, source: str) -> Tree:
         """``tree``, which ``source`` returned in place of a state, in the containers of the state.
@@ -191,8 +213,8 @@ class Layout:
             own.check_leaf(index, leaf)
         return rebuild(self.template, iter(leaves))
 
-    def writer(self) -> Callable[[Tree, Tensor], None]:
-        """A function that checks a derivative and copies it into a row of a buffer."""
+    def writer(self) -> Callable[[Tree, Any], None]:
+        """A function that checks a derivative and copies it into a row of a buffer, one of :meth:`row_views`."""
         if self.is_tensor and self.is_real:
             shape, dtype, device = self.shapes[0], self.dtypes[0], self.device
 
@@ -209,15 +231,25 @@ class Layout:
 
             return write
 
+        if self._sequence is not None and type(self).pack_derivative is Layout.pack_derivative:
+
+            def write_leaves(derivative: Tree, row: Any) -> None:
+                self._check_sequence(derivative)
+                torch._foreach_copy_(row, derivative)
+
+            return write_leaves
+
         def write_tree(derivative: Tree, row: Tensor) -> None:
             row.copy_(self.pack_derivative(derivative))
 
         return write_tree
 
-    def row_views(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        """Views of the rows of a buffer (m, n) that :meth:`writer`'s function fills."""
+    def row_views(self, buffer: Tensor) -> tuple[Any, ...]:
+        """Views of the rows of a buffer (m, n) that :meth:`writer`'s function fills, each in one or in its leaves."""
         if self._like is not None:
             buffer = buffer.view(-1, *self.shapes[0])
+        elif self._sequence is not None and type(self).pack_derivative is Layout.pack_derivative:
+            return tuple(tuple(self.unpack(row)) for row in buffer.unbind())
         return buffer.unbind()
 
     def released(self) -> Layout:
@@ -261,6 +293,31 @@ class Layout:
                     "move the model",
                 )
             )
+
+
+def _shallow(tree: Tree) -> bool:
+    return all(isinstance(leaf, Tensor) for leaf in tree)
+
+
+def layout_of(tree: Tree) -> Layout:
+    """The layout of a state; that of a plain tensor is made once for every shape, dtype and device.
+
+    Raises
+    ------
+    InputError
+        As :class:`Layout`.
+    """
+    plain = type(tree) in (Tensor, torch.nn.Parameter) and tree.layout is torch.strided and not tree.is_nested
+    # A tensor made inside a transform or a mode belongs to that.
+    if not plain or active() or torch._C._len_torch_dispatch_stack():
+        return Layout(tree)
+    return _layout_of_tensor(tree.shape, tree.dtype, tree.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout_of_tensor(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Layout:
+    with torch.inference_mode(False):  # for solves outside that mode, too
+        return Layout(torch.empty((), dtype=dtype, device=device).expand(shape))
 
 
 def _check_state(path: str, leaf: Any) -> None:

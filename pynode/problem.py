@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, InputError, explain
-from pynode.layout import Layout, leaves_of, rebuild
+from pynode.layout import Layout, layout_of, leaves_of, rebuild
 from pynode.mass_matrix import MassMatrix, as_mass_matrix
 from pynode.native.jacobian import Product, dense_jacobian, jacobian_products
 from pynode.running_cost import Costed, CostedLayout, zero_cost
@@ -269,7 +269,7 @@ class ODEProblem:
             )
         self.f = f
         self.callables: tuple[Callable[..., Any], ...] = (f,)
-        self.layout = self.state_layout = Layout(y0)
+        self.layout = self.state_layout = layout_of(y0)
         self.cost_layout: Layout | None = None
         self.quantities: tuple[StepQuantity, ...] = tuple(getattr(running_cost, "of_steps", ()))
         self.t, self.times = check_times("t", t)

@@ -135,7 +135,9 @@ def finite(x: Tensor) -> bool:
     """Whether all entries of all vmapped samples are finite."""
     if active():
         return not any_true(torch.isfinite(x.detach()).logical_not())
-    return math.isfinite(x.detach().sum(dtype=torch.float64).item()) or bool(torch.isfinite(x).all())
+    # Squares may overflow: only then every entry is looked at.
+    x = x.detach()
+    return (x.ndim == 1 and math.isfinite(torch.dot(x, x).item())) or bool(torch.isfinite(x).all())
 
 
 def numbers(name: str, x: Tensor) -> list[float]:

@@ -18,6 +18,7 @@ from pynode.errors import PynodeError
 #: Experiments by name, each the module of this package that holds it.
 EXPERIMENTS = {
     "overhead": "pynode.bench.overhead",
+    "eager": "pynode.bench.eager",
     "memory": "pynode.bench.memory",
     "gradients": "pynode.bench.gradients",
     "julia": "pynode.bench.julia",

@@ -70,6 +70,8 @@ _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gra
     ReversibleAdjoint: reversible.pull_back,
 }
 
+_NOTHING = torch.empty(0)
+
 
 class NativeRecord:
     """A native solve: its request, how it ended, its trajectory and its saved values."""
@@ -81,9 +83,9 @@ class NativeRecord:
         self.pieces: Pieces | None = None
         self.retcode = ReturnCode.Success
         self.t = trajectory.mesh[0]
-        self.end = torch.empty(0)
+        self.end = _NOTHING
         self.detail = ""
-        self.values = torch.empty(0)
+        self.values = _NOTHING
         self.saved: list[float] = []
         #: Where an event ended the solve, the state at the end of the step that holds it.
         self.last: Tensor | None = None

@@ -42,7 +42,7 @@ class ErrorNorm:
         part: slice | Tensor | None = None,
     ) -> None:
         self._rtol, self._atol = rtol, atol
-        self._as_tensors: tuple[Tensor, Tensor] | None = None
+        self._operands: tuple[Tensor, Tolerance] | None = None
         self._norm, self._unpack = norm, unpack
         self._part = part
         # Inside torch.func transforms: the largest norm of all samples. Asked once, as the norm itself is hot.
@@ -104,13 +104,14 @@ class ErrorNorm:
         return x if self._part is None else x[self._part]
 
     def _scaled(self, size: Tensor) -> Tensor:
-        if self._as_tensors is None:  # tensor operands are much cheaper than numbers in a small operation
-            rtol, atol = (_operand(x, size) for x in (self._rtol, self._atol))
-            self._as_tensors = rtol, atol
+        if self._operands is None:  # a tensor operand is much cheaper than a number in a small operation
+            atol = _operand(self._atol, size)
+            self._operands = atol, self._rtol.to(size) if isinstance(self._rtol, Tensor) else self._rtol
             least = number(self._atol.min()) if isinstance(self._atol, Tensor) else self._atol
             self._floor = least < torch.finfo(size.dtype).tiny
-        rtol, atol = self._as_tensors
-        scale = torch.addcmul(atol, size, rtol)
+        atol, rtol = self._operands
+        # Two operands that are spread over all elements would take four times as long in a large operation.
+        scale = torch.addcmul(atol, size, rtol) if isinstance(rtol, Tensor) else torch.add(atol, size, alpha=rtol)
         # Purely relative control of a component that is zero would divide by zero.
         return scale.clamp_(min=torch.finfo(scale.dtype).tiny) if self._floor else scale
 

@@ -193,7 +193,8 @@ def integrate_adaptive(
     """
     norm = stepping.norm()
     controller = stepping.controller
-    steering = stepper if isinstance(stepper, SteeringStepper) else None
+    # An isinstance of a protocol takes as long as several evaluations.
+    steering = cast(SteeringStepper, stepper) if hasattr(stepper, "steer") else None
     ahead = math.copysign(math.inf, t_end - t)
     sign = math.copysign(1.0, ahead)
     stops = [

@@ -7,6 +7,7 @@ To add a family of methods: a class of algorithms in :mod:`pynode.algorithms`, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +199,13 @@ FAMILIES: dict[type[Algorithm], Family] = {
 
 def family_of(algorithm: Algorithm) -> Family | None:
     """The family of an algorithm; None for an explicit Runge-Kutta method."""
-    return next((family for kind, family in FAMILIES.items() if isinstance(algorithm, kind)), None)
+    kind: Any = type(algorithm)
+    return _family_of(kind)
+
+
+@functools.cache
+def _family_of(kind: type[Any]) -> Family | None:
+    return next((family for base, family in FAMILIES.items() if issubclass(kind, base)), None)
 
 
 def carries(algorithm: Algorithm) -> int:

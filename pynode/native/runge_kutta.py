@@ -20,6 +20,9 @@ from pynode.native.tableaus import Tableau
 from pynode.problem import Field, nudged
 from pynode.transforms import number
 
+#: Up to so many points of dense output have their weights computed in Python, which is quicker for a few numbers.
+_FEW = 8
+
 
 class _Coefficients:
     """A tableau's numbers as tensors of the state's dtype on its device."""
@@ -29,6 +32,8 @@ class _Coefficients:
         self.dtype, self.device = dtype, device
         stages = len(tableau.c)
         self.c = (*tableau.c, *tableau.dense_c)
+        #: Consecutive stages at one abscissa share their time tensor.
+        self.same_time = [i > 0 and c == self.c[i - 1] for i, c in enumerate(self.c)]
         self.a = [self.tensor(row) for row in (*tableau.a, *tableau.dense_a)]
         self.b = self.tensor(tableau.b)
         self.error = [self.tensor(e) for e in (tableau.b_error, tableau.b_error_low) if e is not None]
@@ -40,6 +45,10 @@ class _Coefficients:
         self.weights = [self.tensor([row[j] for j in used]) for row, used in zip(rows, self.used, strict=True)]
         #: Stages that the propagated solution needs.
         self.needed = max(i for i, weight in enumerate(tableau.b) if weight) + 1
+        #: What each of them is weighted with in the states of the later ones and in the solution, one after another.
+        later = [[*(tableau.a[i][j] for i in range(j + 1, self.needed)), tableau.b[j]] for j in range(self.needed)]
+        self.later = self.tensor([weight for column in later for weight in column])
+        self.lengths = [len(column) for column in later]
 
     def tensor(self, row: Sequence[float]) -> Tensor:
         return torch.tensor(row, dtype=self.dtype, device=self.device)
@@ -52,7 +61,6 @@ class _Coefficients:
 
     def weights_at(self, thetas: Sequence[float]) -> Tensor:
         """Weights of the stages at fractions ``thetas`` of the step, shape (m, stages)."""
-        # In Python: for a few numbers that is quicker than tensors.
         rows = []
         for theta in thetas:
             row = []
@@ -116,20 +124,19 @@ class RungeKutta:
         self._buffer = torch.empty(k.all, layout.size, dtype=layout.dtype, device=layout.device)
         self._rows = layout.row_views(self._buffer)
         self._prefix = [self._buffer.as_strided((layout.size, i), (1, layout.size)) for i in range(k.main + 1)]
+        self._first, self._last = self._buffer[0], self._buffer[k.main - 1]
         self._write = layout.writer()
-        # Consecutive stages at one abscissa share their time tensor.
-        self._same_time = [i > 0 and k.c[i] == k.c[i - 1] for i in range(k.all)]
 
     def begin(self, t: float, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """Evaluate what the first step needs. ``derivative``: f(t, y) where it is known already; ``jump``: infinity
         in the direction of integration where ``f`` is to be evaluated just after ``t``."""
         if derivative is None:
             derivative = self.field.check_pure(self._at(t, jump), y)
-        self._buffer[0].copy_(derivative)
+        self._first.copy_(derivative)
 
     def derivative(self) -> Tensor:
         """f(t, y) at the start of the coming step."""
-        return self._buffer[0]
+        return self._first
 
     def carried(self, end: bool = False) -> State:
         """A Runge-Kutta step starts from its state alone."""
@@ -144,9 +151,9 @@ class RungeKutta:
         # This loop is the whole cost beside f: one combination, one view, one time and one copy per stage.
         self._start = (t, h, y, jump)
         self._end_time = t + h if end is None else end
-        field, prefix, rows, same_time = self.field, self._prefix, self._rows, self._same_time
+        field, prefix, rows = self.field, self._prefix, self._rows
         k, write, unpack = self.coefficients, self._write, field.layout.unpack
-        weights, c, f, args, counts = k.a, k.c, field.f, field.args, field.counts
+        weights, c, same_time, f, args, counts = k.a, k.c, k.same_time, field.f, field.args, field.counts
         addmv, scalar_tensor, dtype, device = torch.addmv, torch.scalar_tensor, k.dtype, k.device
         state, time = y, None
         for i in range(1, k.main):
@@ -178,9 +185,11 @@ class RungeKutta:
         for i in range(k.main, k.all):
             state = torch.addmv(y, self._buffer[:i].t(), k.a[i], alpha=h)
             self._buffer[i].copy_(self.field(self._stage_time(i), state))
-        weights = k.dense_weights(torch.tensor(thetas, dtype=torch.float64, device=k.device), derivative)
-        stages = self._buffer[: k.all]
-        return weights @ stages if derivative else torch.addmm(y, weights, stages, alpha=h)
+        if derivative or len(thetas) > _FEW:
+            weights = k.dense_weights(torch.tensor(thetas, dtype=torch.float64, device=k.device), derivative)
+        else:
+            weights = k.weights_at(thetas)
+        return weights @ self._buffer if derivative else torch.addmm(y, weights, self._buffer, alpha=h)
 
     def piece(self) -> Piece:
         """Dense output of the last attempted step, to keep."""
@@ -190,7 +199,7 @@ class RungeKutta:
     def advance(self, t: float, y: Tensor) -> None:
         """Accept the last attempt, which ended in state ``y`` at time ``t``."""
         if self._fsal:
-            self._buffer[0].copy_(self._buffer[self.coefficients.main - 1])
+            self._first.copy_(self._last)
         else:
             self.begin(t, y)
 
@@ -235,9 +244,15 @@ class TapedRungeKutta:
         self._start = (t, h, y, jump)
         self._end_time = t + h if end is None else end
         self._stages = self._stages[:1]
+        # Every stage goes into all states that it counts for at once: pulling back through that takes few operations.
         k = self.coefficients
-        self._need(k.needed)
-        self._end = self._sum(-1)
+        states = y
+        for i, weights in enumerate((k.later * h).split_with_sizes(k.lengths)):
+            if i:
+                state, states = states.split_with_sizes((1, k.lengths[i]))
+                self._stages.append(self.field(self._stage_time(i), state.squeeze(0)))
+            states = torch.addr(states, weights, self._stages[i])
+        self._end = states.squeeze(0)
         return self._end
 
     def stages(self) -> Tensor:
@@ -283,10 +298,12 @@ class TapedRungeKutta:
         for i in range(len(self._stages), count):
             # The last stage of a first-same-as-last method sits at the step's end, which is known by then.
             last = self._fsal and i == k.main - 1
-            state = self._end if last else self._sum(i)
-            t, h, _, jump = self._start
-            time = self._at(self._end_time, jump) if k.c[i] == 1.0 else self._at(t + k.c[i] * h, 0.0)
-            self._stages.append(self.field(time, state))
+            self._stages.append(self.field(self._stage_time(i), self._end if last else self._sum(i)))
+
+    def _stage_time(self, i: int) -> Tensor:
+        t, h, _, jump = self._start
+        c = self.coefficients.c[i]
+        return self._at(self._end_time, jump) if c == 1.0 else self._at(t + c * h, 0.0)
 
     def _sum(self, row: int) -> Tensor:
         """``y + h * sum_j a_ij k_j`` of a row of the tableau."""

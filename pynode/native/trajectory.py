@@ -65,9 +65,9 @@ class Trajectory:
         accepted; ``end`` is the state there with what is carried there."""
         if choice is not None:
             self.choices.append(choice)
-        n = self.steps
+        n = len(self.mesh) - 1
         if self.store is not None:
-            self.store.offer(n, (y,) if self.begins(n) else (y, *carried))
+            self.store.offer(n, (y, *carried) if carried and not self.begins(n) else (y,))
         if self._keep_ends:
             if n and not self.begins(n):
                 del self.ends[n]
