@@ -19,6 +19,7 @@ from pynode.errors import PynodeError
 EXPERIMENTS = {
     "overhead": "pynode.bench.overhead",
     "memory": "pynode.bench.memory",
+    "controllers": "pynode.bench.controllers",
     "gradients": "pynode.bench.gradients",
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",
