@@ -88,6 +88,11 @@ class PIDController:
         # An accepted step never shrinks by more than the filter's noise asks: the floor of 1 of diffrax.
         return True, min(self.factormax, max(1.0, factor)), (reciprocal, history[0])
 
+    def asked(self, ratio: float, order: int) -> float:
+        """The factor by which a step with this error ratio should have been longer (or shorter), whatever the steps
+        before and after it."""
+        return min(self.factormax, max(self.factormin, self.safety * max(ratio, 1e-10) ** (-1.0 / order)))
+
     def _filter(self, reciprocal: float, order: int, history: History) -> float:
         p, i, d = self.pcoeff / order, self.icoeff / order, self.dcoeff / order
         factor: float = reciprocal ** (p + i + d)

@@ -189,9 +189,7 @@ class Dependencies:
             rate = y0.abs().max() / abs(times[-1] - times[0])
             size = torch.stack([before.abs().max(), again.abs().max(), rate]).max().item()
             distance = (again - before).abs().max().item()
-        autocast = problem.autocast.dtype if problem.autocast.enabled else None
-        eps = max(torch.finfo(x).eps for x in (y0.dtype, autocast) if x is not None)
-        if not distance <= math.sqrt(eps) * size:
+        if not distance <= math.sqrt(problem.autocast.eps) * size:
             raise GradientError(
                 explain(
                     f"f at the initial time, evaluated again for the gradient, was {distance:.3g} from what it had "

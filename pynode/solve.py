@@ -44,6 +44,7 @@ from pynode.transforms import (
     refuse_transform,
     transformed,
 )
+from pynode.warm_start import WarmStart, likeness
 
 
 @eager
@@ -67,7 +68,7 @@ def solve(
     params: Iterable[Tensor] | None = None,
     allow_unused: bool = False,
     norm: Callable[[Any], Any] | None = None,
-    dt0: float | None = None,
+    dt0: float | WarmStart | None = None,
     dtmin: float = 0.0,
     dtmax: float = math.inf,
     force_dtmin: bool = False,
@@ -139,7 +140,8 @@ def solve(
     norm : callable, optional
         Norm of the scaled error, called with the tree of ``y``; root mean square over all elements by default.
     dt0, dtmin, dtmax : float
-        First step, smallest and largest step, as magnitudes. ``dt0`` is chosen by Hairer's rule by default.
+        First step, smallest and largest step, as magnitudes. ``dt0`` is chosen by Hairer's rule by default, and by the
+        solve before where it is a :class:`pynode.WarmStart` (the torch backend only).
     force_dtmin : bool
         Go on with steps of ``dtmin`` where they miss the tolerance, instead of failing.
     tstops : sequence of float
@@ -225,6 +227,10 @@ def solve(
                 "drop it, or solve with backend='torch' and an implicit method such as RadauIIA5()",
             )
         )
+    if backend != "torch" and isinstance(dt0, WarmStart):
+        raise UnsupportedError(
+            explain(f"dt0=WarmStart() with backend={backend!r}", "backend='torch'", "give dt0 as a number, or drop it")
+        )
     args = whole(args) if isinstance(args, tuple) else args
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
@@ -249,7 +255,9 @@ def solve(
     if algorithm.adaptive:
         check_tolerances(problem, rtol, atol)
         rtol, atol = problem.tolerance(rtol), problem.tolerance(atol)
-    check_steps(max_steps, dt0, dtmin, dtmax)
+    warm, like = dt0 if isinstance(dt0, WarmStart) else None, likeness(algorithm, problem.times, rtol, atol)
+    first = dt0 if not isinstance(dt0, WarmStart) else dt0.first_step(like)
+    check_steps(max_steps, first, dtmin, dtmax)
     check_controller(controller)
 
     if compile not in (False, "step"):
@@ -308,7 +316,7 @@ def solve(
         norm=norm,
         controller=_controller(algorithm) if controller is None else controller,
         max_steps=max_steps,
-        dt0=dt0,
+        dt0=first,
         dtmin=dtmin,
         dtmax=dtmax,
         force_dtmin=force_dtmin,
@@ -327,6 +335,8 @@ def solve(
     )
     with problem.autocast():
         record = engine.solve(request)
+    if warm is not None:
+        warm.remember(like, record.first)
     solution = resumable(_solution(engine, request, record, shown), solve, options)
     solution.ys = saved(save.fn, solution.ts, solution.ys, args)
     if throw and not solution.retcode.successful:

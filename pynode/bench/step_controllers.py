@@ -69,5 +69,8 @@ CONTROLLERS: dict[str, PIDController] = {
     "H211 PI": Shrinking(pcoeff=-1 / 6, icoeff=1 / 3),
     "H211b": H211b(),
     "H312 PID": Shrinking(pcoeff=-2 / 9, icoeff=2 / 9, dcoeff=1 / 18),
+    "PI 0.04, safety 0.8": Shrinking(pcoeff=0.2, icoeff=0.65, safety=0.8),
     "predictive": PredictiveController(deadband=1.0),
+    "predictive, dead zone 1.2": PredictiveController(),
+    "predictive, safety 0.8": PredictiveController(deadband=1.0, safety=0.8),
 }
