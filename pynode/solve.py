@@ -262,6 +262,14 @@ def solve(
 
     if compile not in (False, "step"):
         raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
+    if compile and problem.autocast.enabled:
+        raise UnsupportedError(
+            explain(
+                f"compile={compile!r} under torch.autocast",
+                "a solve outside of it: the solver's own arithmetic is in the graph, too",
+                "move `with torch.autocast(...)` inside f, and let f return its result .float()",
+            )
+        )
     if (
         compile
         and (torch.is_grad_enabled() or functional)
