@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from pynode.errors import GradientError, explain
+<<<<<<< HEAD
 from pynode.inference_tensors import explained
 from pynode.problem import Field, ODEProblem
+=======
+from pynode.problem import Field, ODEProblem, check_pure
+>>>>>>> 7b14ee1a3bf5ae154916fd9a4426af67f1861a76
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
@@ -122,7 +126,7 @@ class Dependencies:
             self._time = time
             start = own[0].clone()  # neither leaf nor view, so that writing into it is seen below, not by torch
             with explained("gradients"):
-                derivative = field.check_pure(time, start)
+                derivative = check_pure(field, time, start)
             assert start.grad_fn is not None
             known = {id(x) for x in own}
             direct, outer = _walk([derivative], known, found, mark=start.grad_fn._sequence_nr())
