@@ -17,12 +17,8 @@ import torch
 from torch import Tensor
 
 from pynode.errors import GradientError, explain
-<<<<<<< HEAD
 from pynode.inference_tensors import explained
-from pynode.problem import Field, ODEProblem
-=======
 from pynode.problem import Field, ODEProblem, check_pure
->>>>>>> 7b14ee1a3bf5ae154916fd9a4426af67f1861a76
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
