@@ -88,8 +88,12 @@ def start(device: str) -> Tensor:
 @every_device
 @pytest.mark.parametrize(
     "name",
-    ["Tsit5", "Vern7", "DP8", "BS3", "RK4", "VCABM", "ABM43", "ROCK4", "ReversibleHeun"]
-    + ["Rodas5P", "KenCarp4", "RadauIIA5", "FBDF", "ImplicitMidpoint"],
+    ["Tsit5", "KenCarp4"]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("Vern7", "DP8", "BS3", "RK4", "VCABM", "ABM43", "ROCK4", "ReversibleHeun", "Rodas5P", "RadauIIA5")
+        + ("FBDF", "ImplicitMidpoint")
+    ],
 )
 def test_a_field_without_products_is_solved_as_without_autocast(name: str, device: str) -> None:
     """States, dense output and gradients equal to the last bit: autocast's list (matrix products) must not reach the
