@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, Implicit, JuliaAlgorithm, Tsit5, algorithm_from_name
+from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
-from pynode.controllers import IController, PIDController, PredictiveController
+from pynode.controllers import PIDController
+from pynode.default_controller import default_controller
 from pynode.ending import end_of_solve, end_state
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
@@ -27,16 +28,9 @@ from pynode.resuming import resumable
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt, Times, as_saveat, save_points, saved
 from pynode.segments import in_segments
-from pynode.sensealg import (
-    CheckpointedAdjoint,
-    DirectAdjoint,
-    GaussAdjoint,
-    QuadratureAdjoint,
-    SensitivityAlgorithm,
-    as_sensealg,
-)
+from pynode.sensealg import DirectAdjoint, SensitivityAlgorithm, as_sensealg
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
-from pynode.solve_options import check_controller, check_steps, check_tolerances, floats
+from pynode.solve_options import check_compile, check_controller, check_steps, check_tolerances, floats
 from pynode.step_quantity import refuse_step_quantities
 from pynode.transforms import (
     moves,
@@ -124,7 +118,8 @@ def solve(
         between two events the solve is an ordinary one, under every option and sensitivity algorithm; ``observer``
         also sees the end of the step that an event cuts short. For events of rows see ``batching``.
     controller : PIDController, optional
-        Step-size control; ``IController()`` by default, ``PredictiveController()`` for implicit methods.
+        Step-size control; ``PredictiveController()`` by default, ``IController()`` for ``VCABM``, ``FBDF``,
+        stabilised methods and ``AutoSwitch``.
     max_steps : int
         Largest number of attempted steps.
     max_events : int
@@ -259,29 +254,7 @@ def solve(
     first = dt0 if not isinstance(dt0, WarmStart) else dt0.first_step(like)
     check_steps(max_steps, first, dtmin, dtmax)
     check_controller(controller)
-
-    if compile not in (False, "step"):
-        raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
-    if compile and problem.autocast.enabled:
-        raise UnsupportedError(
-            explain(
-                f"compile={compile!r} under torch.autocast",
-                "a solve outside of it: the solver's own arithmetic is in the graph, too",
-                "move `with torch.autocast(...)` inside f, and let f return its result .float()",
-            )
-        )
-    if (
-        compile
-        and (torch.is_grad_enabled() or functional)
-        and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
-    ):
-        raise UnsupportedError(
-            explain(
-                f"compile='step' with {sensealg.name}",
-                "CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint or a solve under no_grad",
-                "drop compile=, or take one of them",
-            )
-        )
+    check_compile(compile, sensealg, torch.is_grad_enabled() or functional, problem.autocast.enabled)
 
     save = as_saveat(saveat)
     points = save_points(save, problem.t, problem.times)
@@ -322,7 +295,7 @@ def solve(
         rtol=rtol,
         atol=atol,
         norm=norm,
-        controller=_controller(algorithm) if controller is None else controller,
+        controller=default_controller(algorithm) if controller is None else controller,
         max_steps=max_steps,
         dt0=first,
         dtmin=dtmin,
@@ -350,10 +323,6 @@ def solve(
     if throw and not solution.retcode.successful:
         raise SolveError(solution.message, solution.retcode, record.t, solution)
     return solution
-
-
-def _controller(algorithm: Algorithm) -> PIDController:
-    return PredictiveController() if isinstance(algorithm, Implicit) else IController()
 
 
 def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:

@@ -56,6 +56,8 @@ def test_rows_take_the_steps_they_would_take_alone(name):
     y0, mu = rows()
     tolerance = 1e-4 if name in ("Fehlberg2", "AdaptiveHeun") else 1e-6
     options = {"algorithm": name, "rtol": tolerance, "atol": tolerance}
+    if name == "Vern9":
+        options["dt0"] = 0.02  # the error of Hairer's first step is rounding only, and so is what is predicted from it
     sol = solve(vanderpol, y0, TIMES, PerSample(mu), **options)
     assert sol.ys.shape == (4, 5, 2)
     assert sol.ts.shape == (4, 5)
@@ -73,7 +75,11 @@ def test_rows_take_the_steps_they_would_take_alone(name):
 
 
 @pytest.mark.parametrize(
-    "controller", [pynode.PIController(), pynode.PIDController(0.3, 0.3, 0.05), pynode.IController(safety=0.8)]
+    "controller",
+    [
+        *(pynode.PIController(), pynode.PIDController(0.3, 0.3, 0.05), pynode.IController(safety=0.8)),
+        *(pynode.PredictiveController(), pynode.PredictiveController(deadband=1.0, safety=0.7)),
+    ],
 )
 def test_controllers_keep_a_history_for_each_row(controller):
     y0, mu = rows()

@@ -13,7 +13,7 @@ from torch import Tensor
 from pynode import solve_options
 from pynode.algorithms import Algorithm
 from pynode.batch_solution import BatchSolution, RowCounts, rows_message
-from pynode.controllers import IController, PIDController
+from pynode.controllers import PIDController, PredictiveController
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Event, RowFiring, as_events
@@ -34,6 +34,7 @@ from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgor
 from pynode.solution import ReturnCode, Stats
 from pynode.solve_options import check_steps, check_tolerances, floats
 from pynode.transforms import moves, transformed
+from pynode.warm_start import WarmStart
 
 
 def check_options(backend: str, algorithm: Algorithm, sensealg: SensitivityAlgorithm | None, **others: Any) -> None:
@@ -114,6 +115,10 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
     problem = RowProblem(options["f"], y0, t, options["args"])
     stepping = {name: options[name] for name in _STEPPING}
     check_tolerances(problem, stepping["rtol"], stepping["atol"])
+    if isinstance(stepping["dt0"], WarmStart):
+        raise UnsupportedError(
+            explain("dt0=WarmStart() with batching='independent'", "a number for all rows, or None", "drop dt0=")
+        )
     check_steps(*(stepping[name] for name in ("max_steps", "dt0", "dtmin", "dtmax")))
     solve_options.check_controller(options["controller"])
     return solve_rows(
@@ -138,7 +143,7 @@ def solve_rows(
 ) -> BatchSolution:
     """Solve every row of ``problem``. ``stepping``: the options of the steps, as :class:`Request` names them."""
     sensealg = CheckpointedAdjoint() if sensealg is None else as_sensealg(sensealg)
-    controller = IController() if controller is None else controller
+    controller = PredictiveController() if controller is None else controller
     check_controller(controller)
     save = saveat if isinstance(saveat, SaveAt) else SaveAt(ts=saveat)
     for name in ("t0", "t1", "fn"):
