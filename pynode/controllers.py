@@ -91,7 +91,8 @@ class PIDController:
     def asked(self, ratio: float, order: int) -> float:
         """The factor by which a step with this error ratio should have been longer (or shorter), whatever the steps
         before and after it."""
-        return min(self.factormax, max(self.factormin, self.safety * max(ratio, 1e-10) ** (-1.0 / order)))
+        factor: float = self.safety * max(ratio, 1e-10) ** (-1.0 / order)
+        return min(self.factormax, max(self.factormin, factor))
 
     def _filter(self, reciprocal: float, order: int, history: History) -> float:
         p, i, d = self.pcoeff / order, self.icoeff / order, self.dcoeff / order

@@ -273,7 +273,9 @@ class ODEProblem:
         t0 = torch.scalar_tensor(self.times[0], dtype=self.layout.dtype, device=self.layout.device)
         own = self.layout.unpack(self.layout.pack(y0).detach().clone())  # the cost may write into it
         with self.autocast():
-            c0 = zero_cost(self.autocast.around(cost) if callable(cost) else cost, t0, own, self.arguments.args, self.layout)
+            c0 = zero_cost(
+                self.autocast.around(cost) if callable(cost) else cost, t0, own, self.arguments.args, self.layout
+            )
         self.f = Costed(self.f, cost)
         self.callables = (*self.callables, cost)
         self.layout = layout = CostedLayout(y0, self.state_layout, c0)

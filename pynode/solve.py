@@ -317,7 +317,7 @@ def solve(
     with problem.autocast():
         record = engine.solve(request)
     if warm is not None:
-        warm.remember(like, record.first)
+        warm.remember(like, getattr(record, "first", None))
     solution = resumable(_solution(engine, request, record, shown), solve, options)
     solution.ys = saved(save.fn, solution.ts, solution.ys, args)
     if throw and not solution.retcode.successful:

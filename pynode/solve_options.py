@@ -96,11 +96,7 @@ def check_compile(compile: Any, sensealg: SensitivityAlgorithm, differentiable: 
                 "move `with torch.autocast(...)` inside f, and let f return its result .float()",
             )
         )
-    if (
-        compile
-        and differentiable
-        and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
-    ):
+    if compile and differentiable and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint):
         raise UnsupportedError(
             explain(
                 f"compile='step' with {sensealg.name}",

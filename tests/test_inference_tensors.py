@@ -73,6 +73,12 @@ def test_an_implicit_method_takes_a_jacobian_of_the_users() -> None:
         matrix = net[0].weight[:3, :3].clone()
         y0 = torch.ones(3, dtype=torch.float64)
         sol = pynode.solve(
-            lambda t, y: matrix @ y, y0, [0.0, 1.0], algorithm="RadauIIA5", rtol=1e-8, atol=1e-10, jac=lambda t, y: matrix
+            lambda t, y: matrix @ y,
+            y0,
+            [0.0, 1.0],
+            algorithm="RadauIIA5",
+            rtol=1e-8,
+            atol=1e-10,
+            jac=lambda t, y: matrix,
         )
         torch.testing.assert_close(sol.ys[-1], torch.linalg.matrix_exp(matrix) @ y0, rtol=1e-6, atol=1e-8)

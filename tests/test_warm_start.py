@@ -63,7 +63,10 @@ def test_the_first_step_is_the_one_that_its_error_asked_for() -> None:
     h^2, so that the step asked for is safety * h / sqrt(ratio)."""
     warm = WarmStart()
     options = {"algorithm": "AdaptiveHeun", "rtol": 0.0, "atol": 1e-4}
-    solve = lambda dt0: pynode.solve(lambda t, y: 2 * t + 0 * y, torch.zeros(1, dtype=F64), [0.0, 1.0], dt0=dt0, **options)  # noqa: E731
+
+    def solve(dt0: WarmStart) -> None:
+        pynode.solve(lambda t, y: 2 * t + 0 * y, torch.zeros(1, dtype=F64), [0.0, 1.0], dt0=dt0, **options)
+
     warm.dt0 = 1e-3
     solve(warm)
     once = warm.dt0

@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> Report:
     for method in options.methods:
         ratios = {name: _ratios(points, name, names[0], method, options.problems) for name in names}
         data[method] = ratios
-        tables.append(_table(method, ratios, options.problems))
+        plain = {name: _at_equal_tolerance(points, name, names[0], method, options.problems) for name in names}
+        tables.append(_table(method, ratios, plain, options.problems))
         claims += _held_out(method, ratios, options.problems)
     if len(options.methods) > 1:
         tables.append(_summary(data, names))
@@ -115,7 +116,7 @@ def _nodes(problem: str) -> tuple[Array, Array, Array]:
     with torch.no_grad():
         ends = instance.t[[0, -1]]
         steps = pynode.solve(instance.field, instance.y0, ends, saveat=pynode.SaveAt(steps=True), **options).ts
-        fine = steps[:-1, None] + torch.linspace(0.0, 1.0, 17, dtype=torch.float64)[:-1] * steps.diff()[:, None]
+        fine = steps[:-1, None] + torch.linspace(0.0, 1.0, 49, dtype=torch.float64)[:-1] * steps.diff()[:, None]
         ts = torch.cat([fine.reshape(-1), steps[-1:]])
         ys = pynode.solve(instance.field, instance.y0, ends, saveat=ts, **options).ys
         rates = torch.stack([instance.field(t, y) for t, y in zip(ts, ys, strict=True)])
@@ -165,23 +166,43 @@ def at_equal_error(ours: tuple[Array, Array], theirs: tuple[Array, Array]) -> fl
     return float(np.exp(np.mean(mine - other)))
 
 
+def _at_equal_tolerance(
+    points: dict[Key, Point], name: str, base: str, method: str, problems: Iterable[str]
+) -> tuple[float, float]:
+    """Errors and evaluations over those of ``base`` at the same tolerances, geometric means."""
+    errors, work = [], []
+    for problem, rtol in itertools.product(problems, TOLERANCES):
+        ours, theirs = (points.get((method, problem, which, f"{rtol:.0e}")) for which in (name, base))
+        if ours is not None and theirs is not None and ours[0] > 0.0 < theirs[0]:
+            errors.append(ours[0] / theirs[0])
+            work.append(ours[1] / theirs[1])
+    return geometric_mean(errors), geometric_mean(work)
+
+
 def geometric_mean(ratios: Iterable[float | None]) -> float:
     """Over what is there; NaN where nothing is."""
     logs = [math.log(x) for x in ratios if x is not None]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-def _table(method: str, ratios: dict[str, dict[str, float | None]], problems: Sequence[str]) -> Table:
+def _table(
+    method: str,
+    ratios: dict[str, dict[str, float | None]],
+    plain: dict[str, tuple[float, float]],
+    problems: Sequence[str],
+) -> Table:
     rows = []
     for name, found in ratios.items():
         values = [x for x in found.values() if x is not None]
         spread = (min(values), float(np.median(values)), max(values)) if values else (math.nan,) * 3
         halves = [geometric_mean(found[problem] for problem in problems[i::2]) for i in (0, 1)]
-        cells = [geometric_mean(values), *spread, *halves]
+        error, work = plain[name]
+        cells = [geometric_mean(values), *spread, *halves, work, error]
         rows.append((name, *(f"{x:.3f}" for x in cells), str(len(problems) - len(values))))
     title = f"{method}: evaluations over those of {next(iter(ratios))} at equal error, {len(problems)} DETEST problems"
-    columns = ("", "mean", "least", "median", "largest", "first half", "second half", "failed")
-    return Table(title, columns, rows)
+    columns = ("", "mean", "least", "median", "largest", "first half", "second half")
+    more = ("equal tolerance", "its error", "failed")
+    return Table(title, (*columns, *more), rows)
 
 
 def _held_out(method: str, ratios: dict[str, dict[str, float | None]], problems: Sequence[str]) -> list[Claim]:
@@ -191,7 +212,9 @@ def _held_out(method: str, ratios: dict[str, dict[str, float | None]], problems:
         best = min(means, key=lambda name: means[name] if means[name] == means[name] else math.inf)
         value = geometric_mean(ratios[best][problem] for problem in judged_on)
         half = "second" if judged_on == problems[1::2] else "first"
-        claims.append(Claim(f"{method}: {best}, the best on the other half, has {value:.3f} on the {half}", value, None))
+        claims.append(
+            Claim(f"{method}: {best}, the best on the other half, has {value:.3f} on the {half}", value, None)
+        )
     return claims
 
 
