@@ -315,9 +315,9 @@ def solve(
         watch=events,
     )
     with problem.autocast():
-        record = engine.solve(request)
+        record: Any = engine.solve(request)
     if warm is not None:
-        warm.remember(like, getattr(record, "first", None))
+        warm.remember(like, record.first)
     solution = resumable(_solution(engine, request, record, shown), solve, options)
     solution.ys = saved(save.fn, solution.ts, solution.ys, args)
     if throw and not solution.retcode.successful:

@@ -102,14 +102,14 @@ def test_a_default_controller_follows_the_adjoints_algorithm() -> None:
 
     def backward(sensealg, **options) -> pynode.Counts:
         sol = pynode.solve(
-            lambda t, y: torch.sin(w * y), torch.ones(2, dtype=F64), [0.0, 3.0], sensealg=sensealg, **options
+            lambda t, y: torch.sin(w * y), y0, [0.0, 3.0], sensealg=sensealg, **options
         )
         sol.ys[-1].sum().backward()
         return sol.stats.backward
 
     inherited = backward(pynode.GaussAdjoint(algorithm="tsit5"), algorithm="VCABM")
     named = backward(
-        pynode.GaussAdjoint(algorithm="tsit5", controller=pynode.PredictiveController()), algorithm="VCABM"
+        pynode.GaussAdjoint(algorithm="tsit5", controller=predictive), algorithm="VCABM"
     )
     assert inherited == named
     given = pynode.IController(safety=0.5)
