@@ -101,16 +101,12 @@ def test_a_default_controller_follows_the_adjoints_algorithm() -> None:
     w = torch.tensor(0.7, dtype=F64, requires_grad=True)
 
     def backward(sensealg, **options) -> pynode.Counts:
-        sol = pynode.solve(
-            lambda t, y: torch.sin(w * y), y0, [0.0, 3.0], sensealg=sensealg, **options
-        )
+        sol = pynode.solve(lambda t, y: torch.sin(w * y), y0, [0.0, 3.0], sensealg=sensealg, **options)
         sol.ys[-1].sum().backward()
         return sol.stats.backward
 
     inherited = backward(pynode.GaussAdjoint(algorithm="tsit5"), algorithm="VCABM")
-    named = backward(
-        pynode.GaussAdjoint(algorithm="tsit5", controller=predictive), algorithm="VCABM"
-    )
+    named = backward(pynode.GaussAdjoint(algorithm="tsit5", controller=predictive), algorithm="VCABM")
     assert inherited == named
     given = pynode.IController(safety=0.5)
     theirs = backward(pynode.GaussAdjoint(algorithm="tsit5"), algorithm="VCABM", controller=given)
