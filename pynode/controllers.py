@@ -112,8 +112,7 @@ class PIController(PIDController):
 
 @dataclass(frozen=True)
 class IController(PIDController):
-    """The elementary controller ``safety * ratio^(-1/k)``, as in torchdiffeq and diffrax: the default for methods of
-    variable order or number of stages."""
+    """The elementary controller ``safety * ratio^(-1/k)``, as in torchdiffeq and diffrax."""
 
     pcoeff: float = 0.0
     icoeff: float = 1.0
@@ -122,7 +121,7 @@ class IController(PIDController):
 @dataclass(frozen=True)
 class PredictiveController(PIDController):
     """Gustafsson's predictive control (1994, "Control-theoretic techniques for stepsize selection in implicit
-    Runge-Kutta methods"), of the size of the error's own change: the default for Runge-Kutta and Rosenbrock methods.
+    Runge-Kutta methods"), of the size of the error's own change: the default of most methods.
 
     ``h_n+1 = safety * h_n * min(r_n^(1/k), h_n / h_n-1 * (r_n^2 / r_n-1)^(1/k))`` with the reciprocals ``r`` of the
     error ratios. An accepted step may be followed by a smaller one; a step that could grow by less than ``deadband`` is
@@ -141,9 +140,9 @@ class PredictiveController(PIDController):
         by since that step, 0 at the beginning."""
         before, growth = (0.0, 0.0) if history == START else history
         if not ratio <= 1.0:  # also NaN
-            factor = self.factormin
-            if math.isfinite(ratio):
-                factor = min(self.safety, max(self.factormin, self.safety * ratio ** (-1.0 / order)))
+            if not math.isfinite(ratio):  # no error to learn from, nor is the step size one that an error asked for
+                return False, self.factormin, START
+            factor = min(self.safety, max(self.factormin, self.safety * ratio ** (-1.0 / order)))
             return False, factor, START if history == START else (before, growth * factor)
         reciprocal = 1.0 / ratio if ratio > 1e-10 else 1e10
         factor = reciprocal ** (1.0 / order)
@@ -152,4 +151,5 @@ class PredictiveController(PIDController):
         factor = min(self.factormax, max(self.factormin, self.safety * factor))
         if 1.0 <= factor < self.deadband:
             factor = 1.0
-        return True, factor, (reciprocal, factor)
+        # Nothing is predicted from an error that is rounding only.
+        return True, factor, (reciprocal, factor) if ratio > 1e-10 else START

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pynode.algorithms import FBDF, VCABM, Algorithm, AutoSwitch, Stabilized
+from pynode.algorithms import BS3, DP5, DP8, Algorithm, Implicit, Tsit5, Vern7
 from pynode.controllers import IController, PIDController, PredictiveController
 
 
 def default_controller(algorithm: Algorithm) -> PIDController:
-    """What costs least at equal error on DETEST where that was measured (``python -m pynode.bench controllers``), and
-    the elementary controller where the order or the number of stages changes with the step."""
-    varying = isinstance(algorithm, VCABM | FBDF | Stabilized | AutoSwitch)
-    return IController() if varying else PredictiveController()
+    """What costs least at equal error on DETEST for the explicit methods for which that was measured
+    (``python -m pynode.bench controllers``), and for implicit ones; the elementary controller for all others."""
+    predictive = isinstance(algorithm, Implicit | BS3 | DP5 | DP8 | Tsit5 | Vern7)
+    return PredictiveController() if predictive else IController()

@@ -118,8 +118,8 @@ def solve(
         between two events the solve is an ordinary one, under every option and sensitivity algorithm; ``observer``
         also sees the end of the step that an event cuts short. For events of rows see ``batching``.
     controller : PIDController, optional
-        Step-size control; ``PredictiveController()`` by default, ``IController()`` for ``VCABM``, ``FBDF``,
-        stabilised methods and ``AutoSwitch``.
+        Step-size control; by default ``PredictiveController()`` for ``Tsit5``, ``DP5``, ``BS3``, ``Vern7``, ``DP8`` and
+        implicit methods, ``IController()`` for others.
     max_steps : int
         Largest number of attempted steps.
     max_events : int

@@ -78,6 +78,8 @@ def _predict(
     grown = np.where(accepted, factor, second * factor)
     second[:] = np.where(accepted | ~fresh, grown, second)
     first[:] = np.where(accepted, 1.0 / np.maximum(ratio, 1e-10), first)
+    forgotten = (ratio <= 1e-10) | ~np.isfinite(ratio)
+    first[forgotten], second[forgotten] = START
     return accepted, factor
 
 

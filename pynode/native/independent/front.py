@@ -13,7 +13,8 @@ from torch import Tensor
 from pynode import solve_options
 from pynode.algorithms import Algorithm
 from pynode.batch_solution import BatchSolution, RowCounts, rows_message
-from pynode.controllers import PIDController, PredictiveController
+from pynode.controllers import PIDController
+from pynode.default_controller import default_controller
 from pynode.dependencies import Dependencies
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Event, RowFiring, as_events
@@ -143,7 +144,7 @@ def solve_rows(
 ) -> BatchSolution:
     """Solve every row of ``problem``. ``stepping``: the options of the steps, as :class:`Request` names them."""
     sensealg = CheckpointedAdjoint() if sensealg is None else as_sensealg(sensealg)
-    controller = PredictiveController() if controller is None else controller
+    controller = default_controller(algorithm) if controller is None else controller
     check_controller(controller)
     save = saveat if isinstance(saveat, SaveAt) else SaveAt(ts=saveat)
     for name in ("t0", "t1", "fn"):
