@@ -41,10 +41,6 @@ def in_segments(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[s
     limit = options["max_events"]
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InputError(explain(f"max_events = {limit!r}", "an integer >= 1", "give the largest number of events"))
-    if options["backend"] != "torch":
-        raise UnsupportedError(
-            explain(f"backend={options['backend']!r} got events", "backend='torch'", "drop backend= or events=")
-        )
     if transformed():
         raise UnsupportedError(
             explain(

@@ -143,11 +143,15 @@ def solve(
         Times that adaptive steps must meet.
     d_discontinuities : sequence of float
         Times at which ``f`` jumps: met exactly, ``f`` being evaluated just before and just after them.
-    compile : False or "step"
+    compile : False, "solve" or "step"
+        ``"solve"`` runs the whole solve by an explicit Runge-Kutta method, and its pullback under
+        ``CheckpointedAdjoint``, in C++ made from the captured field (on the CPU; g++ or clang++ is needed). It takes
+        the steps of the eager solve and has its values and gradients, to rounding. The first solve of a field and
+        shape compiles for some seconds. What cannot be done there is done by torch, with a CompileWarning.
         ``"step"`` runs every step, and every step's pullback under ``CheckpointedAdjoint``, as one graph of
-        ``torch.compile``: about twice as quick for small models, after most of a minute of compilation for each new
-        field, shape and method (seconds where torch has it in its cache on disk). Results agree with the eager ones to
-        rounding. Under gradients only with ``CheckpointedAdjoint``; the field must be a module or a function.
+        ``torch.compile``: about twice as quick as eager for small models, after most of a minute of compilation for
+        each new field, shape and method (seconds where torch has it in its cache on disk). Under gradients only with
+        ``CheckpointedAdjoint``, ``GaussAdjoint`` and ``QuadratureAdjoint``; the field must be a module or a function.
     observer : object, optional
         Callbacks around steps, with methods ``step`` (before each attempt), ``accepted`` and ``rejected`` (after it),
         each called with ``(t, y_flat, dt)``: time and state at the start of the step, and its signed length. For
@@ -166,11 +170,13 @@ def solve(
     jac : callable, optional
         ``jac(t, y, *args)``: the Jacobian ``df/dy`` for implicit methods, of n x n numbers for a real tensor ``y`` of
         n (flattened in row-major order). By default torch finds it, by n pullbacks through ``f`` at once. The torch
-        backend only.
+        backend only: Julia gets the rows of the exact Jacobian from the captured products of ``f``.
     mass_matrix : Tensor (n, n), optional
         The constant matrix of ``M dy/dt = f(t, y, *args)``, of the state's real dtype, for the implicit methods that
         allow one. Where it is singular this is a differential-algebraic problem, which must be of index 1, and ``y0``
-        must satisfy its algebraic equations. The torch backend only; no gradient with respect to it.
+        must satisfy its algebraic equations. No gradient with respect to it. With ``backend="julia"`` the gradient is
+        that of the differential variables: it is zero by the algebraic ones of ``y0``, which follow from these (but for
+        what a loss takes from the saved ``y0`` itself); not with ``BacksolveAdjoint`` or ``checkpointing=True``.
     batching : "joint" or "independent"
         ``"joint"`` integrates the whole state in common steps. ``"independent"`` treats dimension 0 of every leaf of
         the state as rows, each with its own steps, error control and outcome, and with its own times where ``t`` (or
@@ -214,25 +220,22 @@ def solve(
     if events is not None and not isinstance(events, Watch):
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
-    if backend != "torch" and not (jac is None and mass_matrix is None):
+    if isinstance(dt0, WarmStart) and (backend != "torch" or compile == "solve"):
+        where = f"backend={backend!r}" if backend != "torch" else "compile='solve'"
         raise UnsupportedError(
             explain(
-                f"{'jac' if mass_matrix is None else 'mass_matrix'}= with backend={backend!r}",
-                "backend='torch'",
-                "drop it, or solve with backend='torch' and an implicit method such as RadauIIA5()",
+                f"dt0=WarmStart() with {where}", "the torch backend, step by step", "give dt0 as a number, or drop it"
             )
         )
-    if backend != "torch" and isinstance(dt0, WarmStart):
-        raise UnsupportedError(
-            explain(f"dt0=WarmStart() with backend={backend!r}", "backend='torch'", "give dt0 as a number, or drop it")
-        )
+    if compile == "solve" and backend == "torch":
+        from pynode.cpp.backend import BACKEND as engine
     args = whole(args) if isinstance(args, tuple) else args
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
         *(jac, mass_matrix),
     )
-    repeated = engine.repeated(f, y0, t, question)
+    repeated = None if events is not None else engine.repeated(f, y0, t, question)
     if repeated is not None:
         return resumable(repeated, solve, options)
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)

@@ -86,8 +86,8 @@ def check_controller(controller: Any) -> None:
 
 def check_compile(compile: Any, sensealg: SensitivityAlgorithm, differentiable: bool, autocast: bool) -> None:
     """Raise where there is no such tier of compilation, or none for this solve."""
-    if compile not in (False, "step"):
-        raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
+    if compile not in (False, "step", "solve"):
+        raise InputError(explain(f"compile = {compile!r}", "False, 'step' or 'solve'", "use compile='solve'"))
     if compile and autocast:
         raise UnsupportedError(
             explain(

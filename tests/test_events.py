@@ -390,7 +390,5 @@ def test_bad_events(call, message):
 
 
 def test_what_events_are_not_offered_with():
-    with pytest.raises(pynode.UnsupportedError, match="backend='julia' got events"):
-        pynode.solve(drift, state(0.0), [0.0, 1.0], events=Event(height), backend="julia")
     with pytest.raises(pynode.UnsupportedError, match="transform"):
         torch.func.vmap(lambda y: pynode.solve(drift, y, [0.0, 1.0], events=Event(height)).ys)(torch.zeros(2, 1))

@@ -83,6 +83,20 @@ function cross_evaluate(number::Int64, times::Ptr{Float64}, m::Int64, derivative
     return nothing
 end
 
+function cross_advance(number::Int64, raw::Ptr{RawReply})::Cvoid
+    reply = Reply()
+    guarded(() -> advance_call(number, reply), reply)
+    answer(raw, reply)
+    return nothing
+end
+
+function cross_finish(number::Int64, raw::Ptr{RawReply})::Cvoid
+    reply = Reply()
+    guarded(() -> finish_call(number, reply), reply)
+    answer(raw, reply)
+    return nothing
+end
+
 function cross_steps(number::Int64, times::Ptr{Float64}, values::Ptr{Cvoid}, raw::Ptr{RawReply})::Cvoid
     reply = Reply()
     guarded(() -> steps_call(number, times, values, reply), reply)
@@ -165,6 +179,8 @@ function pointers()
         solve = @cfunction(cross_solve, Cvoid, (Ptr{SolveCall}, Ptr{RawReply})),
         pull_back = @cfunction(cross_pull_back, Cvoid, (Ptr{PullBackCall}, Ptr{RawReply})),
         evaluate = @cfunction(cross_evaluate, Cvoid, (Int64, Ptr{Float64}, Int64, Int32, Ptr{Cvoid}, Ptr{RawReply})),
+        advance = @cfunction(cross_advance, Cvoid, (Int64, Ptr{RawReply})),
+        finish = @cfunction(cross_finish, Cvoid, (Int64, Ptr{RawReply})),
         steps = @cfunction(cross_steps, Cvoid, (Int64, Ptr{Float64}, Ptr{Cvoid}, Ptr{RawReply})),
         program = @cfunction(cross_program, Cvoid, (Ptr{UInt8}, Int64, Int32, Int64, Int64, Int32, Ptr{RawReply})),
         constant = @cfunction(cross_constant, Cvoid, (Int64, Int64, Ptr{Cvoid}, Int32, Ptr{RawReply})),

@@ -155,7 +155,7 @@ function (r::TGRAD)(dT, u, p, t)
 end
 
 """The problem's function: with Jacobian for methods that need one."""
-function odefunction(field::Field{T, V}, implicit::Bool) where {T, V}
+function odefunction(field::Field{T, V}, implicit::Bool, ::Nothing) where {T, V}
     if implicit
         prototype = fill!(similar(field.a, field.n, field.n), 0)
         return ODEFunction{true, SciMLBase.FullSpecialize}(RHS(field); vjp = VJP(field), vjp_p = VJPP(field),

@@ -82,10 +82,12 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
     all = device_array(place, T, c.cotangents, n * m)
     rows, stops = V[], Float64[]
     start = fill!(similar(field.a), 0) # at the initial time nothing has been integrated yet
+    direct = fill!(similar(field.g), 0)
     for i in 1:m
         row = all[((i - 1) * n + 1):(i * n)]
         times[i] == t0 && (start .+= row; continue)
         iszero(row) && continue # the reverse solve would stop there for nothing
+        reduce!(row, direct, solved.mass, field, solution, times[i])
         push!(rows, row)
         push!(stops, times[i])
     end
@@ -95,8 +97,7 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
         for i in 1:(m + 1)
             t = i <= m ? times[i] : solution.t[1]
             solution(y, t)
-            field.f(slope, y, p, t)
-            field.counts.f += 1
+            rate!(slope, solved.mass, field, y, p, t)
             copyto!(slopes, (i - 1) * n + 1, slope, 1, n)
         end
     end
@@ -123,7 +124,7 @@ function pull_back_solved(solved::Solved, sensealg, algorithm, c::PullBackCall, 
                 adjoint(solution, algorithm, sensealg, stops, Cotangents(rows), rtol, atol, more)
             end
             copyto!(out, dy0)
-            field.np == 0 || copyto!(integral, vec(dp))
+            field.np == 0 || (copyto!(integral, vec(dp)); integral .+= direct)
         end
         out .+= start
         reply.finite = isfinite(sum(out)) && isfinite(sum(integral))

@@ -32,6 +32,10 @@ struct SolveCall
     device::Int32
     "Something may be asked of the solution later."
     hold::Int32
+    "Python takes the steps one by one: see marching.jl."
+    march::Int32
+    "The mass matrix, row by row; none for null."
+    mass::Ptr{Cvoid}
 end
 
 const QUIET = DiffEqBase.DEVerbosity(SciMLLogging.None())
@@ -57,6 +61,7 @@ struct Solved{S, F, A}
     field::F
     algorithm::A
     device::Any
+    mass::Any
 end
 
 function solve_call(c::SolveCall, reply)
@@ -75,7 +80,10 @@ function solve_field(field::Field{T, V}, algorithm, c::SolveCall, reply, ::Val{e
     p = field.np == 0 ? fill!(V(undef, 1), 0) : device_array(place, T, c.p, field.np)
     field.counts.f = field.counts.vjp = field.counts.vjp_p = 0
     times = floats(c.times, c.ntimes)
-    problem = ODEProblem{true, SciMLBase.FullSpecialize}(odefunction(field, implicit(algorithm)), y0, (c.t0, c.t1), p)
+    mass = mass_at(T, c.mass, n)
+    check_mass(mass, algorithm)
+    f = odefunction(field, implicit(algorithm), mass)
+    problem = ODEProblem{true, SciMLBase.FullSpecialize}(f, y0, (c.t0, c.t1), p)
     rtol = tolerance(T, c.rtol, c.rtols, n, Val(each))
     atol = tolerance(T, c.atol, c.atols, n, Val(each))
     norm = partial ? Ranges([1:Int(c.norm_size)]) : DiffEqBase.ODE_DEFAULT_NORM
@@ -84,24 +92,17 @@ function solve_field(field::Field{T, V}, algorithm, c::SolveCall, reply, ::Val{e
         d_discontinuities = floats(c.jumps, c.njumps), internalnorm = norm, adaptive = c.adaptive != 0,
         verbose = QUIET)
     more = chosen(common, c, c.t1 - c.t0)
+    # Python has checked that the initial state satisfies the algebraic equations.
+    mass === nothing || (more = (; more..., initializealg = SciMLBase.NoInit()))
+    if c.march != 0
+        reply.solution = hold(Marching(init(problem, algorithm; more...), field, algorithm, place, mass))
+        return nothing
+    end
     stored = sort!(unique!([c.t0; times; c.t1]); rev = c.t1 < c.t0)
     solution = keep ? solve(problem, algorithm; more...) :
                solve(problem, algorithm; more..., saveat = stored, dense = false)
-    reply.retcode = code(solution.retcode)
-    reply.t = solution.t[end]
-    count_work!(reply, field)
-    reply.accepted, reply.rejected = solution.stats.naccept, solution.stats.nreject
+    ended!(reply, solution, field)
     ahead = sign(c.t1 - c.t0)
-    if reply.retcode != SUCCESS
-        length(solution.t) == 1 && !all(isfinite, solution.u[1]) && (reply.retcode = INITIAL)
-        rate = similar(y0)
-        field.f(rate, y0, p, c.t0)
-        isfinite(sum(rate)) || (reply.retcode = INITIAL)
-        reply.message = "Julia's retcode is $(solution.retcode)"
-        # What is behind the last step that ended well is not known.
-        last = findlast(u -> isfinite(sum(u)), solution.u)
-        last === nothing || (reply.t = solution.t[last])
-    end
     reached = findlast(t -> (t - reply.t) * ahead <= 0, times)
     reply.saved = something(reached, 0)
     values = device_array(place, T, c.values, n * length(times))
@@ -118,8 +119,27 @@ function solve_field(field::Field{T, V}, algorithm, c::SolveCall, reply, ::Val{e
     reply.retcode == SUCCESS ? copyto!(final, solution.u[end]) :
     (keep ? at!(final, solution, reply.t) : copyto!(final, solution.u[end]))
     synchronize(place)
+    c.hold == 0 || (reply.solution = hold(Solved(for_adjoints(solution, mass, field), field, algorithm, place, mass)))
+    return nothing
+end
+
+"""How a solve ended, where, and what it took."""
+function ended!(reply, solution, field)
+    reply.retcode = code(solution.retcode)
+    reply.t = solution.t[end]
+    count_work!(reply, field)
+    reply.accepted, reply.rejected = solution.stats.naccept, solution.stats.nreject
     reply.steps = length(solution.t)
-    c.hold == 0 || (reply.solution = hold(Solved(solution, field, algorithm, place)))
+    reply.retcode == SUCCESS && return nothing
+    y0, t0 = solution.prob.u0, solution.prob.tspan[1]
+    length(solution.t) == 1 && !all(isfinite, solution.u[1]) && (reply.retcode = INITIAL)
+    rate = similar(y0)
+    field.f(rate, y0, solution.prob.p, t0)
+    isfinite(sum(rate)) || (reply.retcode = INITIAL)
+    reply.message = "Julia's retcode is $(solution.retcode)"
+    # What is behind the last step that ended well is not known.
+    last = findlast(u -> isfinite(sum(u)), solution.u)
+    last === nothing || (reply.t = solution.t[last])
     return nothing
 end
 
@@ -141,8 +161,8 @@ function evaluate_call(number, times, m, derivative, values, reply)
     return nothing
 end
 
-function evaluate_solved(solved::Solved, times, derivative::Bool, pointer)
-    solution = solved.solution
+function evaluate_solved(solved, times, derivative::Bool, pointer)
+    solution = solution_of(solved)
     y = similar(solution.u[1])
     n = length(y)
     values = device_array(solved.device, eltype(y), pointer, n * length(times))

@@ -20,7 +20,7 @@ end
 
 solve_rehearsal(field, algorithm, v; keep = 1) = SolveCall(field, algorithm, pointer(v.y0), pointer(v.p), 0.0, 1.0,
     pointer(v.times), 2, pointer(v.values), pointer(v.final), 1.0e-4, 1.0e-6, C_NULL, C_NULL, C_NULL, 0, C_NULL, 0, 0.0,
-    0.0, Inf, 10000, 2, 0, 1, 0, keep, 0, 1)
+    0.0, Inf, 10000, 2, 0, 1, 0, keep, 0, 1, 0, C_NULL)
 
 function crossed(cross, call, raw)
     box = Ref(call)

@@ -44,7 +44,7 @@ function gradient(::Type{T}, text, place, algorithm, sensealg) where {T}
             field = raw[].solution
             call = PyNode.SolveCall(field, PyNode.hold(PyNode.named(algorithm)), pointer(y0), pointer(p), 0.0, 2.0,
                 pointer(times), 2, pointer(values), pointer(final), 1.0e-6, 1.0e-6, C_NULL, C_NULL, C_NULL, 0, C_NULL, 0,
-                0.0, 0.0, Inf, 10000, 2, 0, 1, 0, 1, place, 1)
+                0.0, 0.0, Inf, 10000, 2, 0, 1, 0, 1, place, 1, 0, C_NULL)
             solution = Base.invokelatest(PyNode.crossed, PyNode.cross_solve, call, raw)
             raw[].retcode == PyNode.SUCCESS || error("retcode ", raw[].retcode)
             back = PyNode.PullBackCall(solution, PyNode.hold(PyNode.named(sensealg)), 0, pointer(times), 2,

@@ -9,17 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, Symplectic
+from pynode.algorithms import Algorithm, FixedStep, Symplectic
 from pynode.backends import Gradients, Query, Request
 from pynode.dependencies import Dependencies
 from pynode.errors import UnsupportedError, explain
 from pynode.julia.lanes import learn, repeated
+from pynode.julia.marching import march
+from pynode.julia.masses import check_mass
 from pynode.julia.names import known
 from pynode.julia.pulling_back import pull_back
 from pynode.julia.record import JuliaRecord
-from pynode.julia.routes import dependencies_of, route_for
+from pynode.julia.routes import route_for
 from pynode.julia.runtime import absent, julia
 from pynode.julia.solving import count, keeps_saved_only, solve_call
+from pynode.known_fields import dependencies_of
+from pynode.native.meshes import mesh_of
 from pynode.sensealg import (
     BacksolveAdjoint,
     GaussAdjoint,
@@ -76,6 +80,7 @@ class JuliaBackend:
 
     def solve(self, request: Request) -> JuliaRecord:
         _refuse(request)
+        check_mass(request)
         engine = julia()
         if request.differentiable:
             engine.need_adjoints()
@@ -87,6 +92,12 @@ class JuliaBackend:
         record = JuliaRecord(request, engine, route)
         call.y0, call.p = y0.data_ptr(), record.parameters.data_ptr()
         call.values, call.final = values.data_ptr(), end.data_ptr()
+        if request.watch is not None:
+            reply = march(record, call, request.watch)
+            count(request.stats.forward, reply)
+            if record.retcode is not ReturnCode.Terminated:
+                record.retcode, record.detail = _RETCODES[reply.retcode], reply.text
+            return record
         reply = record.call("solve", ctypes.byref(call))
         record.solution, record.steps = int(reply.solution), int(reply.steps)
         count(request.stats.forward, reply)
@@ -129,6 +140,9 @@ class JuliaBackend:
         return None
 
     def mesh(self, record: JuliaRecord, t: Tensor) -> Tensor:
+        request = record.request
+        if isinstance(request.algorithm, FixedStep) and not request.algorithm.adaptive:
+            return mesh_of(request.algorithm, t, request.jumps)  # of which the first alone has a gradient
         return t.double()[[0, -1]]
 
 
@@ -149,6 +163,14 @@ def _refuse(request: Request) -> None:
             raise UnsupportedError(
                 explain(f"backend='julia' got {name}", "what SciML offers", f"drop {name} or use backend='torch'")
             )
+    if problem.jac is not None:
+        raise UnsupportedError(
+            explain(
+                "backend='julia' got jac=",
+                "none: implicit methods get the rows of f's own exact Jacobian there, from its captured products",
+                "drop jac=, or use backend='torch'",
+            )
+        )
     sensealg = request.sensealg
     checkpointing = getattr(sensealg, "checkpointing", False)
     narrow = isinstance(sensealg, GaussKronrodAdjoint) or checkpointing

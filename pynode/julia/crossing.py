@@ -55,6 +55,8 @@ class SolveCall(_Call):
         ("keep", c_int32),
         ("device", c_int32),
         ("hold", c_int32),
+        ("march", c_int32),
+        ("mass", c_void_p),
     )
 
 
@@ -136,6 +138,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "solve": (POINTER(SolveCall), POINTER(Reply)),
     "pull_back": (POINTER(PullBackCall), POINTER(Reply)),
     "evaluate": (c_int64, c_void_p, c_int64, c_int32, c_void_p, POINTER(Reply)),
+    "advance": (c_int64, POINTER(Reply)),
+    "finish": (c_int64, POINTER(Reply)),
     "steps": (c_int64, c_void_p, c_void_p, POINTER(Reply)),
     "program": (c_void_p, c_int64, c_int32, c_int64, c_int64, c_int32, POINTER(Reply)),
     "constant": (c_int64, c_int64, c_void_p, c_int32, POINTER(Reply)),

@@ -16,6 +16,9 @@ from pynode.solution import ReturnCode
 class JuliaRecord:
     """A solve in Julia: its request, how it ended, its saved values, and the number Julia knows it by."""
 
+    #: Of the step that would be next: Julia chooses it anew.
+    size: float | None = None
+
     def __init__(self, request: Request, engine: Julia, route: Route) -> None:
         self._request = request
         self.engine, self.route = engine, route

@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from pynode.algorithms import FixedStep
+from pynode.algorithms import FixedStep, Implicit
 from pynode.backends import Request
 from pynode.julia.crossing import Reply, SolveCall
 from pynode.julia.names import controller_number, number_of
@@ -38,6 +39,8 @@ def solve_call(engine: Julia, request: Request, field: int) -> SolveCall:
     rtols, atols = (_each(request, x) for x in (request.rtol, request.atol))
     if (rtols is None) != (atols is None):
         rtols, atols = (_filled(request, x) for x in (request.rtol, request.atol))
+    least = _of_newton(request) if fixed and isinstance(request.algorithm, Implicit) else (0.0, 0.0)
+    mass = None if problem.mass is None else problem.mass.matrix.contiguous()
     call = SolveCall(
         field=field,
         algorithm=number_of(engine, request.algorithm),
@@ -45,8 +48,8 @@ def solve_call(engine: Julia, request: Request, field: int) -> SolveCall:
         t1=problem.times[-1],
         times=times.ctypes.data,
         ntimes=len(times),
-        rtol=0.0 if rtols is not None or fixed else float(request.rtol),
-        atol=0.0 if atols is not None or fixed else float(request.atol),
+        rtol=least[0] if fixed else 0.0 if rtols is not None else float(request.rtol),
+        atol=least[1] if fixed else 0.0 if atols is not None else float(request.atol),
         rtols=None if rtols is None else rtols.ctypes.data,
         atols=None if atols is None else atols.ctypes.data,
         stops=stops.ctypes.data,
@@ -64,20 +67,33 @@ def solve_call(engine: Julia, request: Request, field: int) -> SolveCall:
         keep=0 if sparse and not request.save_steps else 1,
         device=device_number(layout.device),
         hold=request.differentiable or not sparse or request.save_steps,
+        march=request.watch is not None,
+        mass=None if mass is None else mass.data_ptr(),
     )
-    call.arrays = [times, stops, jumps, rtols, atols]
+    call.arrays = [times, stops, jumps, rtols, atols, mass]
     return call
+
+
+def _of_newton(request: Request) -> tuple[float, float]:
+    """Tolerances under which SciML's iteration, which goes to a hundredth of them, solves the equations of given steps
+    as finely as :class:`pynode.native.newton.NewtonNorm` does."""
+    y0 = request.problem.y0.detach()
+    relative = 100.0 * max(1e-11, 50.0 * torch.finfo(y0.dtype).eps)
+    return relative, relative * (y0.square().mean().sqrt().item() or 1.0)
 
 
 def count(counts: Counts, reply: Reply) -> None:
     """Add a forward solve's work."""
     counts.nfe += reply.nf
     counts.nvjp += reply.nvjp
-    counts.accepted, counts.rejected = reply.accepted, reply.rejected
+    counts.accepted += reply.accepted
+    counts.rejected += reply.rejected
 
 
 def keeps_saved_only(request: Request) -> bool:
     """Whether a solve stores its save points and nothing between them."""
+    if request.watch is not None:
+        return False
     sensealg = request.sensealg if request.differentiable else None
     if isinstance(sensealg, BacksolveAdjoint) or getattr(sensealg, "checkpointing", False):
         return request.dense is not True

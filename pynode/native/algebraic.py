@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pynode.algorithms import Algorithm
 from pynode.errors import InputError, UnsupportedError, explain
 from pynode.mass_matrix import MassMatrix
 from pynode.problem import Field
@@ -30,6 +31,21 @@ def check_mass_matrix(request: Request, field: Field, y0: Tensor) -> None:
     mass, algorithm, sensealg = request.problem.mass, request.algorithm, request.sensealg
     if mass is None:
         return
+    check_method(mass, algorithm)
+    if request.differentiable and not isinstance(sensealg, CheckpointedAdjoint | DirectAdjoint):
+        raise UnsupportedError(
+            explain(
+                f"a mass matrix with {sensealg.name}",
+                "a sensitivity algorithm that differentiates the steps",
+                "use CheckpointedAdjoint() or DirectAdjoint()",
+            )
+        )
+    if mass.singular:
+        check_consistent(request, mass, field, y0.detach())
+
+
+def check_method(mass: MassMatrix, algorithm: Algorithm) -> None:
+    """Raise UnsupportedError for a method that does not take a mass matrix of this kind."""
     takes = getattr(algorithm, "masses", "none")
     if takes == "none" or (mass.singular and takes != "singular"):
         kind = "a singular mass matrix" if mass.singular else "a mass matrix"
@@ -40,22 +56,15 @@ def check_mass_matrix(request: Request, field: Field, y0: Tensor) -> None:
                 "use Rodas5P() or RadauIIA5()",
             )
         )
-    if request.differentiable and not isinstance(sensealg, CheckpointedAdjoint | DirectAdjoint):
-        raise UnsupportedError(
-            explain(
-                f"a mass matrix with {sensealg.name}",
-                "a sensitivity algorithm that differentiates the steps",
-                "use CheckpointedAdjoint() or DirectAdjoint()",
-            )
-        )
-    if mass.singular:
-        with torch.no_grad():
-            _check_consistent(request, mass, field, y0.detach())
 
 
-def _check_consistent(request: Request, mass: MassMatrix, field: Field, y0: Tensor) -> None:
-    """The algebraic equations ``g(z) = left^T f = 0``, solved for ``z`` along ``right`` by one Newton step: how far
-    that moves ``y0``, in the tolerances, is how inconsistent it is."""
+@torch.no_grad()
+def check_consistent(request: Request, mass: MassMatrix, field: Field, y0: Tensor) -> None:
+    """Raise InputError unless the problem is of index 1 and ``y0`` consistent.
+
+    The algebraic equations ``g(z) = left^T f = 0`` are solved for ``z`` along ``right`` by one Newton step: how far
+    that moves ``y0``, in the tolerances, is how inconsistent it is.
+    """
     t0 = request.problem.times[0]
     time = field.time(t0)
     residual = mass.left.t() @ field(time, y0)

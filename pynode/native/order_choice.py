@@ -104,13 +104,15 @@ class OrderChoice:
         if not accepted:
             self._equal = 0
             return factor
-        if factor >= LEAST_GROWTH:
+        # Half the tolerance is aimed at, in growing as in shrinking: a step that grew to more than that would shrink
+        # at once, never be equal to the one behind it, and so never allow a higher order.
+        wanted: float = (2.0 * self._known) ** (-1.0 / (self.order + 1)) if self._known else math.inf
+        if min(factor, wanted) >= LEAST_GROWTH:
             self._equal = 0
-            return min(factor, MOST_GROWTH)
-        if self._known > 0.5:
+            return min(factor, wanted, MOST_GROWTH)
+        if wanted < 1.0:
             # As the next error is likely to be above the tolerance.
             self._equal = 0
-            wanted: float = (2.0 * self._known) ** (-1.0 / (self.order + 1))
             return max(0.5, min(0.9, wanted))
         return 1.0
 

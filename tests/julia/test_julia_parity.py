@@ -151,6 +151,20 @@ def test_fixed_steps_are_the_torch_backends(name):
     torch.testing.assert_close(theirs.ys[-1], ours.ys[-1], rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["ImplicitEuler", "ImplicitMidpoint", "Trapezoid"])
+def test_implicit_fixed_steps_are_the_torch_backends(name):
+    """The same steps, each of which either iteration solves to some 1e-11: 20 of them, and a growth of 2."""
+    algorithm = getattr(pynode, name)(dt=0.05)
+    net = Net(torch.float64)
+    y0 = torch.tensor([[0.5, -0.3, 0.8]], dtype=torch.float64)
+    a = torch.ones(3, dtype=torch.float64)
+    with torch.no_grad():
+        ours = pynode.solve(net, y0, [0.0, 0.17, 1.0], args=(a,), algorithm=algorithm)
+        theirs = pynode.solve(net, y0, [0.0, 0.17, 1.0], args=(a,), algorithm=algorithm, backend="julia")
+    assert theirs.stats.forward.accepted == ours.stats.forward.accepted
+    torch.testing.assert_close(theirs.ys[-1], ours.ys[-1], rtol=0, atol=40 * 1e-11)
+
+
 def test_running_cost():
     results = {}
     for backend in ("torch", "julia"):

@@ -140,7 +140,25 @@ def test_a_running_cost_is_integrated_beside_it():
     assert abs(sol.running_cost.item() - (1.0 - sol.ys[-1, 0].item())) < 1e-6  # x' = -x z
 
 
-@pytest.mark.parametrize("option", [{"mass_matrix": torch.eye(2, dtype=F64)}, {"jac": dae}])
-def test_the_julia_backend_says_that_it_has_neither(option):
-    with pytest.raises(pynode.UnsupportedError, match="with backend='julia'"):
-        pynode.solve(dae, exact(0.0), T, algorithm="RadauIIA5", backend="julia", **option)
+REFUSED_BY_JULIA = {
+    "jac": ({"jac": dae}, pynode.UnsupportedError, "exact Jacobian"),
+    "method": ({"mass_matrix": HALF, "algorithm": "KenCarp4"}, pynode.UnsupportedError, "singular mass matrix"),
+    "between": ({"mass_matrix": M, "algorithm": "Trapezoid"}, pynode.UnsupportedError, "between steps"),
+    "explicit": ({"mass_matrix": M, "algorithm": "tsit5"}, pynode.UnsupportedError, "a mass matrix with Tsit5"),
+    "adjoint": ({"mass_matrix": M, "sensealg": pynode.BacksolveAdjoint()}, pynode.UnsupportedError, "GaussAdjoint"),
+    "checkpoints": (
+        {"mass_matrix": M, "sensealg": pynode.GaussAdjoint(checkpointing=True)},
+        pynode.UnsupportedError,
+        "checkpointing",
+    ),
+    "inconsistent": ({"mass_matrix": HALF, "y0": [1.0, 0.0]}, pynode.InputError, "does not satisfy"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_BY_JULIA)
+def test_what_the_julia_backend_refuses_before_it_starts_julia(case):
+    options, error, message = REFUSED_BY_JULIA[case]
+    options = {"algorithm": "Rodas5P", "y0": exact(0.0).tolist(), **options}
+    y0 = torch.tensor(options.pop("y0"), dtype=F64, requires_grad=True)
+    with pytest.raises(error, match=message):
+        pynode.solve(dae, y0, T, backend="julia", **options)
