@@ -88,6 +88,7 @@ from pynode.sensealg import (
 )
 from pynode.solution import Counts, ReturnCode, Solution, Stats
 from pynode.solve import solve
+from pynode.warm_start import WarmStart
 
 __version__ = "0.1.0"
 
@@ -180,6 +181,7 @@ __all__ = [
     "VelocityVerlet",
     "Vern7",
     "Vern9",
+    "WarmStart",
     "Yoshida6",
     "compile_stats",
     "crosscheck",

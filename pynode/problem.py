@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pynode.autocast import Autocast
 from pynode.errors import FieldError, InputError, explain
 from pynode.layout import Layout, layout_of, leaves_of, rebuild
 from pynode.mass_matrix import MassMatrix, as_mass_matrix
@@ -176,28 +175,6 @@ class Arguments:
         ]
 
 
-_autocast_available = functools.cache(torch.amp.is_autocast_available)
-
-
-class Autocast:
-    """The mixed precision a problem was stated under, for every evaluation of ``f``, the later ones included.
-
-    ``problem.autocast()`` is a context manager. The cache of casts is off in it: it would hand copies of parameters
-    made without a tape to evaluations that need one.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.available = _autocast_available(device)
-        self.enabled = self.available and torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if self.available else None
-
-    def __call__(self) -> AbstractContextManager[Any]:
-        if not self.enabled and not (self.available and torch.is_autocast_enabled(self.device)):
-            return nullcontext()
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled, cache_enabled=False)
-
-
 class ODEProblem:
     """``dy/dt = f(t, y, *args)``, ``y(t[0]) = y0``, validated.
 
@@ -278,13 +255,14 @@ class ODEProblem:
                 explain(f"t has {len(self.times)} element(s)", "at least a start and an end time", "give both")
             )
         self.arguments = Arguments(args)
-        self.autocast = Autocast(self.layout.device.type)
+        self.autocast = Autocast(self.layout.device.type, self.layout.dtype)
         if running_cost is not None:
             y0 = self._add(running_cost, y0)
         elif cost_in_norm:
             raise InputError(
                 explain("cost_in_norm=True without a running cost", "a running_cost=", "drop cost_in_norm")
             )
+        self.f = self.autocast.around(self.f)
         self.norm_layout = self.layout if cost_in_norm else self.state_layout
         self.jac = None if jac is None else self._checked_jac(jac)
         self.mass = None if mass_matrix is None else as_mass_matrix(mass_matrix, self.state_layout, self.layout)
@@ -295,7 +273,9 @@ class ODEProblem:
         t0 = torch.scalar_tensor(self.times[0], dtype=self.layout.dtype, device=self.layout.device)
         own = self.layout.unpack(self.layout.pack(y0).detach().clone())  # the cost may write into it
         with self.autocast():
-            c0 = zero_cost(cost, t0, own, self.arguments.args, self.layout)
+            c0 = zero_cost(
+                self.autocast.around(cost) if callable(cost) else cost, t0, own, self.arguments.args, self.layout
+            )
         self.f = Costed(self.f, cost)
         self.callables = (*self.callables, cost)
         self.layout = layout = CostedLayout(y0, self.state_layout, c0)

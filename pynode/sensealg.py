@@ -141,7 +141,8 @@ class ContinuousAdjoint(SensitivityAlgorithm):
         Tolerances of the adjoint; the forward ones by default. A tensor has the length of the flattened state, or of
         what is integrated backward.
     controller : PIDController, optional
-        Step control of the adjoint; the forward one by default.
+        Step control of the adjoint; the forward one by default, or where that is its algorithm's default the one of
+        the adjoint's algorithm.
     max_steps : int, optional
         Largest number of attempted steps between two saved times; by default the forward limit, and no more than
         1000 beyond thirty times the forward steps where algorithm and tolerances are the forward ones.

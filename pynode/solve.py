@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, Implicit, JuliaAlgorithm, Tsit5, algorithm_from_name
+from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
-from pynode.controllers import IController, PIDController, PredictiveController
+from pynode.controllers import PIDController
+from pynode.default_controller import default_controller
 from pynode.ending import end_of_solve, end_state
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
@@ -27,16 +28,9 @@ from pynode.resuming import resumable
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt, Times, as_saveat, save_points, saved
 from pynode.segments import in_segments
-from pynode.sensealg import (
-    CheckpointedAdjoint,
-    DirectAdjoint,
-    GaussAdjoint,
-    QuadratureAdjoint,
-    SensitivityAlgorithm,
-    as_sensealg,
-)
+from pynode.sensealg import DirectAdjoint, SensitivityAlgorithm, as_sensealg
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
-from pynode.solve_options import check_controller, check_steps, check_tolerances, floats
+from pynode.solve_options import check_compile, check_controller, check_steps, check_tolerances, floats
 from pynode.step_quantity import refuse_step_quantities
 from pynode.transforms import (
     moves,
@@ -44,6 +38,7 @@ from pynode.transforms import (
     refuse_transform,
     transformed,
 )
+from pynode.warm_start import WarmStart, likeness
 
 
 @eager
@@ -67,7 +62,7 @@ def solve(
     params: Iterable[Tensor] | None = None,
     allow_unused: bool = False,
     norm: Callable[[Any], Any] | None = None,
-    dt0: float | None = None,
+    dt0: float | WarmStart | None = None,
     dtmin: float = 0.0,
     dtmax: float = math.inf,
     force_dtmin: bool = False,
@@ -123,7 +118,8 @@ def solve(
         between two events the solve is an ordinary one, under every option and sensitivity algorithm; ``observer``
         also sees the end of the step that an event cuts short. For events of rows see ``batching``.
     controller : PIDController, optional
-        Step-size control; ``IController()`` by default, ``PredictiveController()`` for implicit methods.
+        Step-size control; by default ``PredictiveController()`` for ``Tsit5``, ``DP5``, ``BS3``, ``Vern7``, ``DP8`` and
+        implicit methods, ``IController()`` for others.
     max_steps : int
         Largest number of attempted steps.
     max_events : int
@@ -139,7 +135,8 @@ def solve(
     norm : callable, optional
         Norm of the scaled error, called with the tree of ``y``; root mean square over all elements by default.
     dt0, dtmin, dtmax : float
-        First step, smallest and largest step, as magnitudes. ``dt0`` is chosen by Hairer's rule by default.
+        First step, smallest and largest step, as magnitudes. ``dt0`` is chosen by Hairer's rule by default, and by the
+        solve before where it is a :class:`pynode.WarmStart` (the torch backend only).
     force_dtmin : bool
         Go on with steps of ``dtmin`` where they miss the tolerance, instead of failing.
     tstops : sequence of float
@@ -223,6 +220,13 @@ def solve(
     if events is not None and not isinstance(events, Watch):
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
+    if isinstance(dt0, WarmStart) and (backend != "torch" or compile == "solve"):
+        where = f"backend={backend!r}" if backend != "torch" else "compile='solve'"
+        raise UnsupportedError(
+            explain(
+                f"dt0=WarmStart() with {where}", "the torch backend, step by step", "give dt0 as a number, or drop it"
+            )
+        )
     if compile == "solve" and backend == "torch":
         from pynode.cpp.backend import BACKEND as engine
     args = whole(args) if isinstance(args, tuple) else args
@@ -249,23 +253,11 @@ def solve(
     if algorithm.adaptive:
         check_tolerances(problem, rtol, atol)
         rtol, atol = problem.tolerance(rtol), problem.tolerance(atol)
-    check_steps(max_steps, dt0, dtmin, dtmax)
+    warm, like = dt0 if isinstance(dt0, WarmStart) else None, likeness(algorithm, problem.times, rtol, atol)
+    first = dt0 if not isinstance(dt0, WarmStart) else dt0.first_step(like)
+    check_steps(max_steps, first, dtmin, dtmax)
     check_controller(controller)
-
-    if compile not in (False, "step", "solve"):
-        raise InputError(explain(f"compile = {compile!r}", "False, 'step' or 'solve'", "use compile='solve'"))
-    if (
-        compile == "step"
-        and (torch.is_grad_enabled() or functional)
-        and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
-    ):
-        raise UnsupportedError(
-            explain(
-                f"compile='step' with {sensealg.name}",
-                "CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint or a solve under no_grad",
-                "drop compile=, or take one of them",
-            )
-        )
+    check_compile(compile, sensealg, torch.is_grad_enabled() or functional, problem.autocast.enabled)
 
     save = as_saveat(saveat)
     points = save_points(save, problem.t, problem.times)
@@ -306,9 +298,9 @@ def solve(
         rtol=rtol,
         atol=atol,
         norm=norm,
-        controller=_controller(algorithm) if controller is None else controller,
+        controller=default_controller(algorithm) if controller is None else controller,
         max_steps=max_steps,
-        dt0=dt0,
+        dt0=first,
         dtmin=dtmin,
         dtmax=dtmax,
         force_dtmin=force_dtmin,
@@ -326,16 +318,14 @@ def solve(
         watch=events,
     )
     with problem.autocast():
-        record = engine.solve(request)
+        record: Any = engine.solve(request)
+    if warm is not None:
+        warm.remember(like, record.first)
     solution = resumable(_solution(engine, request, record, shown), solve, options)
     solution.ys = saved(save.fn, solution.ts, solution.ys, args)
     if throw and not solution.retcode.successful:
         raise SolveError(solution.message, solution.retcode, record.t, solution)
     return solution
-
-
-def _controller(algorithm: Algorithm) -> PIDController:
-    return PredictiveController() if isinstance(algorithm, Implicit) else IController()
 
 
 def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pynode.controllers import PIDController
-from pynode.errors import InputError, explain
+from pynode.errors import InputError, UnsupportedError, explain
 from pynode.problem import ODEProblem
+from pynode.sensealg import CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint, SensitivityAlgorithm
 from pynode.transforms import any_true, check_common, number, numbers
 
 
@@ -81,3 +82,25 @@ def check_controller(controller: Any) -> None:
     """Raise InputError unless ``controller`` is None or one."""
     if controller is not None and not isinstance(controller, PIDController):
         raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
+
+
+def check_compile(compile: Any, sensealg: SensitivityAlgorithm, differentiable: bool, autocast: bool) -> None:
+    """Raise where there is no such tier of compilation, or none for this solve."""
+    if compile not in (False, "step", "solve"):
+        raise InputError(explain(f"compile = {compile!r}", "False, 'step' or 'solve'", "use compile='solve'"))
+    if compile and autocast:
+        raise UnsupportedError(
+            explain(
+                f"compile={compile!r} under torch.autocast",
+                "a solve outside of it: the solver's own arithmetic is in the graph, too",
+                "move `with torch.autocast(...)` inside f, and let f return its result .float()",
+            )
+        )
+    if compile and differentiable and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint):
+        raise UnsupportedError(
+            explain(
+                f"compile='step' with {sensealg.name}",
+                "CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint or a solve under no_grad",
+                "drop compile=, or take one of them",
+            )
+        )

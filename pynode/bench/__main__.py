@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "overhead": "pynode.bench.overhead",
     "eager": "pynode.bench.eager",
     "memory": "pynode.bench.memory",
+    "controllers": "pynode.bench.controllers",
     "gradients": "pynode.bench.gradients",
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",

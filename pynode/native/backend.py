@@ -91,6 +91,8 @@ class NativeRecord:
         self.last: Tensor | None = None
         #: Of the step that would have been next.
         self.size: float | None = None
+        #: The first step, had its error been known.
+        self.first: float | None = None
         #: Under ForwardSensitivity, what the channels behind the state's are.
         self.columns: forward.Columns | None = None
 
@@ -302,7 +304,7 @@ class NativeBackend:
         if record.columns is not None and outcome.retcode is ReturnCode.InitialFailure:
             record.columns.check_start(stepper.derivative())
         record.retcode, record.t, record.detail = outcome.retcode, outcome.t, outcome.detail
-        record.size = outcome.size
+        record.size, record.first = outcome.size, outcome.first
         record.end = (outcome.y if record.last is None else record.values[-1]).detach()[: problem.layout.size]
         if record.columns is not None:
             record.columns.values = record.values
@@ -402,6 +404,9 @@ def evaluate(
                 "solve with saveat=SaveAt(dense=True), or put the times into t",
             )
         )
+    if record.columns is not None and not whole and carries(request.algorithm):
+        # What is carried on belongs to all channels.
+        return evaluate(record, times, derivative, times_tensor, whole=True)[:, : request.problem.layout.size]
     taped = record.taped and (torch.is_grad_enabled() or transformed())
     with torch.set_grad_enabled(taped and torch.is_grad_enabled()):
         field, y0 = request.problem.field(request.stats.forward), request.problem.y0
@@ -422,8 +427,7 @@ def evaluate(
         for n, y, carried in trajectory.states(sorted(at_step), stepper):
             t, t1 = clock(trajectory.mesh[n]), clock(trajectory.mesh[n + 1])
             if record.columns is not None and not whole:
-                channels, size = y.shape, request.problem.layout.size
-                y, carried = y[:size], tuple(x[:size] if x.shape == channels else x for x in carried)
+                y = y[: request.problem.layout.size]
             trajectory.enter(stepper, n, t, y, carried)
             stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
             inside = at_step[n]

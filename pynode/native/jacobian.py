@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, UnsupportedError, explain
+from pynode.inference_tensors import explained
 
 if TYPE_CHECKING:
     from pynode.problem import Field
@@ -108,7 +109,7 @@ def no_jacobian(what: str) -> UnsupportedError:
 
 def _evaluated(field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A state that asks for a gradient, and ``f`` there; not counted in ``nfe``."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), explained("a Jacobian"):
         y = y.detach().clone().requires_grad_()
         return y, field.layout.pack_derivative(field.f(t.detach().clone(), field.layout.unpack(y), *field.args))
 

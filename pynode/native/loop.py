@@ -55,13 +55,14 @@ class Observer(Protocol):
 class Outcome:
     """How an integration ended: at time ``t`` in state ``y``; where it was stopped, ``y`` is the state at the end of
     the step that holds ``t``, and the stepper still that step. ``size``: of the step that an adaptive one would have
-    tried next."""
+    tried next; ``first``: of the one that it had better begun with."""
 
     retcode: ReturnCode
     t: float
     y: Tensor
     detail: str = ""
     size: float | None = None
+    first: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ def integrate_adaptive(
     size = max(min(size, stepping.dtmax), stepping.dtmin, 4.0 * math.ulp(t))
     history = START
     ratio = math.nan
+    first: float | None = None
     stretch = 1.01
     for _ in range(stepping.max_steps):
         floor = max(stepping.dtmin, 4.0 * math.ulp(t))
@@ -235,6 +237,8 @@ def integrate_adaptive(
         accepted, factor, now = controller.propose(ratio, stepper.error_order, history)
         if stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin and math.isfinite(ratio):
             accepted = True
+        if first is None and accepted:
+            first = abs(t1 - t) * controller.asked(ratio, stepper.error_order)
         if steering is not None:
             _, factor, now = controller.propose(*steering.reorder(accepted), history)
             factor = steering.steer(factor, accepted)
@@ -264,13 +268,13 @@ def integrate_adaptive(
         size = min(size, stepping.dtmax)
         at = None if stop is None else stop(stepper, t, t1, y, y1)
         if at is not None:
-            return Outcome(ReturnCode.Terminated, at, y1, size=size)
+            return Outcome(ReturnCode.Terminated, at, y1, size=size, first=first)
         t, y = t1, y1
         if t == target:
             if not stops:
                 if not finite(y):
                     return Outcome(ReturnCode.Unstable, t, y, "the final state is not finite")
-                return Outcome(ReturnCode.Success, t, y, size=size)
+                return Outcome(ReturnCode.Success, t, y, size=size, first=first)
             target = stops.pop(0)
         end = t if clock is None else clock(t)
         if t in jumps:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import GradientError, explain
+from pynode.inference_tensors import explained
 from pynode.problem import Field
 from pynode.transforms import active
 
@@ -37,7 +38,7 @@ class Tangents:
         self._taped = taped
         self._checked = not taped or active()
         self.leaves: list[Tensor] = []
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), explained("a derivative along the solution"):
             self._at = [self._own(time), self._own(y)]
             self._output = out = field.evaluate(*self._at)
             # Pulled back through here for directions, there for gradients.

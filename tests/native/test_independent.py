@@ -73,7 +73,11 @@ def test_rows_take_the_steps_they_would_take_alone(name):
 
 
 @pytest.mark.parametrize(
-    "controller", [pynode.PIController(), pynode.PIDController(0.3, 0.3, 0.05), pynode.IController(safety=0.8)]
+    "controller",
+    [
+        *(pynode.PIController(), pynode.PIDController(0.3, 0.3, 0.05), pynode.IController(safety=0.8)),
+        *(pynode.PredictiveController(), pynode.PredictiveController(deadband=1.0, safety=0.7)),
+    ],
 )
 def test_controllers_keep_a_history_for_each_row(controller):
     y0, mu = rows()

@@ -199,8 +199,11 @@ class Solver {
         const double power = 1.0 / m_.error_order, before = history_[0], growth = fresh ? 0.0 : history_[1];
         if (!(ratio <= 1.0)) {
             factor = r_.factormin;
-            if (std::isfinite(ratio))
-                factor = std::min(r_.safety, std::max(r_.factormin, r_.safety * std::pow(ratio, -power)));
+            if (!std::isfinite(ratio)) {  // no error to learn from
+                history_[0] = history_[1] = 1.0;
+                return false;
+            }
+            factor = std::min(r_.safety, std::max(r_.factormin, r_.safety * std::pow(ratio, -power)));
             if (!fresh) history_[1] = growth * factor;
             return false;
         }
@@ -209,8 +212,9 @@ class Solver {
         if (growth != 0.0) factor = std::min(factor, growth * std::pow(reciprocal * reciprocal / before, power));
         factor = std::min(r_.factormax, std::max(r_.factormin, r_.safety * factor));
         if (factor >= 1.0 && factor < r_.deadband) factor = 1.0;
-        history_[0] = reciprocal;
-        history_[1] = factor;
+        // Nothing is predicted from an error that is rounding only.
+        history_[0] = ratio > 1e-10 ? reciprocal : 1.0;
+        history_[1] = ratio > 1e-10 ? factor : 1.0;
         return true;
     }
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pynode.algorithms import Algorithm
+from pynode.controllers import PIDController
+from pynode.default_controller import default_controller
 from pynode.errors import SolveError, not_finite
 from pynode.native.adjoints.products import Products
 from pynode.native.dense import Dense
@@ -20,6 +23,7 @@ from pynode.sensealg import ContinuousAdjoint
 from pynode.solution import Counts, ReturnCode, failure_message
 
 if TYPE_CHECKING:
+    from pynode.backends import Request
     from pynode.native.backend import NativeRecord
 
 
@@ -140,7 +144,7 @@ class Solver:
                 rtol, atol = tolerances(record)
                 stepping = Stepping(
                     norm=lambda: self._norm(rtol, atol),
-                    controller=own.controller or request.controller,
+                    controller=own.controller or _inherited(request, algorithm),
                     max_steps=max_steps,
                     dt0=self._size,
                     dtmin=request.dtmin if own.dtmin is None else own.dtmin,
@@ -176,6 +180,12 @@ def tolerances(record: NativeRecord) -> tuple[Any, Any]:
     request, own = record.request, record.request.sensealg
     assert isinstance(own, ContinuousAdjoint)
     return (request.rtol if own.rtol is None else own.rtol, request.atol if own.atol is None else own.atol)
+
+
+def _inherited(request: Request, algorithm: Algorithm) -> PIDController:
+    """The forward controller; where that is its algorithm's default one, the default of the adjoint's algorithm."""
+    default = default_controller(request.algorithm)
+    return default_controller(algorithm) if request.controller == default else request.controller
 
 
 def channel_norm(record: NativeRecord, products: Products, states: int, choice: Any) -> Norm:

@@ -64,6 +64,7 @@ class _Quadrature:
         rtol, atol = (float(x.min()) if isinstance(x, Tensor) else x for x in tolerances(record))
         self._rtol = rtol if sensealg.quadrature_rtol is None else sensealg.quadrature_rtol
         self._atol = atol if sensealg.quadrature_atol is None else sensealg.quadrature_atol
+        self._eps = record.request.problem.autocast.eps
         #: Kronrod's weights, and their distance from Gauss's.
         self._weights = [
             self._adjoint.new_tensor(row) for row in ([k for _, k, _ in _RULE], [k - g for _, k, g in _RULE])
@@ -146,8 +147,8 @@ class _Quadrature:
         ys, a = self._forward.at_all(times, products.plain), stretch.at_all(times, self._field)
         kronrod, difference = (a * (-half * weights)[:, None] for weights in self._weights)
         value, error = products.along(times, ys, [kronrod, difference])
-        # The sums' own rounding, which no estimate can fall below.
-        return list(value), _rms(error), 10.0 * torch.finfo(a.dtype).eps * _rms(value)
+        # The rounding of the sums and of f under autocast, which no estimate can fall below.
+        return list(value), _rms(error), 10.0 * self._eps * _rms(value)
 
 
 def _middle(mesh: list[float], start: float, end: float) -> float:

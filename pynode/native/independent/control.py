@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pynode.controllers import PIDController
+from pynode.controllers import START, PIDController, PredictiveController
 from pynode.errors import UnsupportedError, explain
 
 Floats = NDArray[np.float64]
@@ -15,11 +15,12 @@ Bools = NDArray[np.bool_]
 def check_controller(controller: PIDController) -> None:
     """Raise UnsupportedError for a controller whose decisions are Python of its own, for one row at a time."""
     own = type(controller)
-    if own.propose is not PIDController.propose or own._filter is not PIDController._filter:
+    known = own.propose in (PIDController.propose, PredictiveController.propose)
+    if not known or own._filter is not PIDController._filter:
         raise UnsupportedError(
             explain(
                 f"{own.__name__} overrides propose, under batching='independent'",
-                "IController, PIController or PIDController, with any coefficients",
+                "PredictiveController, IController, PIController or PIDController, with any coefficients",
                 "give coefficients to PIDController, or use batching='joint'",
             )
         )
@@ -44,6 +45,8 @@ def propose(
     -------
     accepted, factor : ndarray (b,)
     """
+    if isinstance(controller, PredictiveController):
+        return _predict(controller, ratio, order, first, second)
     accepted = ratio <= 1.0
     p, i, d = controller.pcoeff / order, controller.icoeff / order, controller.dcoeff / order
     reciprocal = 1.0 / np.maximum(ratio, 1e-10)
@@ -58,6 +61,26 @@ def propose(
         return accepted, np.minimum(np.maximum(factor, 1.0), controller.factormax)
     factor = np.fmax(factor, np.where(accepted, 1.0, controller.factormin))
     return accepted, np.fmin(factor, np.where(accepted, controller.factormax, controller.safety))
+
+
+def _predict(
+    controller: PredictiveController, ratio: Floats, order: int, first: Floats, second: Floats
+) -> tuple[Bools, Floats]:
+    """:meth:`pynode.controllers.PredictiveController.propose` for every row."""
+    accepted, fresh = ratio <= 1.0, (first == START[0]) & (second == START[1])
+    with np.errstate(invalid="ignore"):
+        own = np.maximum(ratio, 1e-10) ** (-1.0 / order)
+        predicted = second * (np.maximum(ratio, 1e-10) ** -2.0 / first) ** (1.0 / order)
+    factor = np.where(accepted & ~fresh, np.fmin(own, predicted), own) * controller.safety
+    # fmax passes over the NaN of a ratio that is none: the step shrinks as far as it may.
+    factor = np.fmin(np.fmax(factor, controller.factormin), np.where(accepted, controller.factormax, controller.safety))
+    factor[accepted & (factor >= 1.0) & (factor < controller.deadband)] = 1.0
+    grown = np.where(accepted, factor, second * factor)
+    second[:] = np.where(accepted | ~fresh, grown, second)
+    first[:] = np.where(accepted, 1.0 / np.maximum(ratio, 1e-10), first)
+    forgotten = (ratio <= 1e-10) | ~np.isfinite(ratio)
+    first[forgotten], second[forgotten] = START
+    return accepted, factor
 
 
 def initial_steps(d0: Floats, d1: Floats, span: Floats) -> Floats:

@@ -7,7 +7,7 @@ from typing import Any
 from pynode import solve_options
 from pynode.algorithms import Algorithm
 from pynode.batch_solution import BatchSolution
-from pynode.controllers import IController
+from pynode.default_controller import default_controller
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.events import as_events, check_limit
 from pynode.native.independent.combined import combined
@@ -21,6 +21,7 @@ from pynode.saveat import SaveAt, as_saveat
 from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm, as_sensealg
 from pynode.solve_options import check_steps, check_tolerances, floats
 from pynode.transforms import transformed
+from pynode.warm_start import WarmStart
 
 
 def check_options(backend: str, algorithm: Algorithm, sensealg: SensitivityAlgorithm | None, **others: Any) -> None:
@@ -85,6 +86,10 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
     problem = RowProblem(options["f"], y0, t, options["args"])
     stepping = {name: options[name] for name in _STEPPING}
     check_tolerances(problem, stepping["rtol"], stepping["atol"])
+    if isinstance(stepping["dt0"], WarmStart):
+        raise UnsupportedError(
+            explain("dt0=WarmStart() with batching='independent'", "a number for all rows, or None", "drop dt0=")
+        )
     check_steps(*(stepping[name] for name in ("max_steps", "dt0", "dtmin", "dtmax")))
     solve_options.check_controller(options["controller"])
     check_limit(options["max_events"])
@@ -93,7 +98,7 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
         RowOptions(
             algorithm=algorithm,
             sensealg=CheckpointedAdjoint() if sensealg is None else sensealg,
-            controller=IController() if options["controller"] is None else options["controller"],
+            controller=default_controller(algorithm) if options["controller"] is None else options["controller"],
             params=options["params"],
             allow_unused=options["allow_unused"],
             tstops=floats("tstops", options["tstops"]),

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.autocast import Autocast
 from pynode.errors import InputError, explain
 from pynode.native.independent.field import RowArguments, RowField
 from pynode.native.independent.layout import RowLayout
 from pynode.native.independent.times import RowTimes
 from pynode.per_sample import unwrapped
-from pynode.problem import Arguments, Autocast, ODEProblem, _outside_inference
+from pynode.problem import Arguments, ODEProblem, _outside_inference
 from pynode.solution import Counts
 
 
@@ -49,7 +50,6 @@ class RowProblem(ODEProblem):
                     f"args is a {type(args).__name__}", "a tuple of what f takes after (t, y)", "write args=(value,)"
                 )
             )
-        self.f = f
         self.callables = (f,)
         self.rows = RowLayout(y0)
         self.layout = self.state_layout = self.norm_layout = self.rows.row
@@ -62,7 +62,8 @@ class RowProblem(ODEProblem):
         plain, per_row = unwrapped(args)
         self.arguments = Arguments(plain)
         self.row_arguments = RowArguments(plain, per_row, self.rows.batch)
-        self.autocast = Autocast(self.rows.device.type)
+        self.autocast = Autocast(self.rows.device.type, self.layout.dtype)
+        self.f = self.autocast.around(f)
         self.y0 = _outside_inference(self.rows.pack(y0))
         ends: Any = [torch.from_numpy(np.array(x)) for x in (self.row_times.starts, self.row_times.ends)]
         self.times = ends
