@@ -88,6 +88,10 @@ class PIDController:
         # An accepted step never shrinks by more than the filter's noise asks: the floor of 1 of diffrax.
         return True, min(self.factormax, max(1.0, factor)), (reciprocal, history[0])
 
+    def instead(self, history: History, change: float) -> History:
+        """The history where the next step is ``change`` times the proposed one: of this controller it holds none."""
+        return history
+
     def _filter(self, reciprocal: float, order: int, history: History) -> float:
         p, i, d = self.pcoeff / order, self.icoeff / order, self.dcoeff / order
         factor: float = reciprocal ** (p + i + d)
@@ -143,3 +147,7 @@ class PredictiveController(PIDController):
         if 1.0 <= factor < self.deadband:
             factor = 1.0
         return True, factor, (reciprocal, factor)
+
+    def instead(self, history: History, change: float) -> History:
+        """See :class:`PIDController`."""
+        return history if history is START else (history[0], history[1] * change)

@@ -30,6 +30,12 @@ from pynode.native.once import once
 from pynode.problem import Field, nudged
 from pynode.transforms import number
 
+#: The rate of convergence that steps are kept at: a rate in proportion to the step makes the iterations for a unit of
+#: time, 1 / (h log(1 / rate)), the fewest at 1/e (Gustafsson and Soederlind 1997).
+BEST_RATE = math.exp(-1.0)
+#: A step that the rate would let grow by less than this is followed by an equal one, whose matrices are there.
+DEADBAND = 1.2
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -89,6 +95,8 @@ class ImplicitStepper(ABC):
         self._current, self._outdated = False, False
         self._solvers: dict[Any, Any] = {}
         self._eta = 1.0
+        #: The slowest rate of convergence of the last search.
+        self._rate = 0.0
         self._full = False
         self._jump = 0.0
         self._given: Tensor | None = None
@@ -148,6 +156,23 @@ class ImplicitStepper(ABC):
         with torch.no_grad():
             return self._error(measure)
 
+    def restrained(self, factor: float, accepted: bool) -> float:
+        """The factor between this step and the next, where the error asks for ``factor``: no more than lets the
+        iteration converge.
+
+        Error estimates say nothing about that. Where smooth solutions let steps grow until the iteration fails, a step
+        that knows of the error alone fails, is cut short, grows again and fails.
+        """
+        if accepted:
+            if not (self._current and self._rate):
+                return factor
+            most = BEST_RATE / self._rate
+            return factor if factor <= most else 1.0 if 1.0 <= most < DEADBAND else most
+        if self._found is None and self.failure:
+            # Not by the factor of an error that is not known: by half, or as far as the rate tells.
+            return max(factor, min(0.5, BEST_RATE / self._rate if self._rate else 0.5))
+        return factor
+
     def _anew(self, jump: float, given: State = ()) -> None:
         """At the start of another step, just after ``t`` where ``jump``; ``given``: its stages, if they are known."""
         self._jump = jump
@@ -162,9 +187,11 @@ class ImplicitStepper(ABC):
             self._linearise(t, y)
         if not self.settings.reuse:
             self._eta = 1.0
+        self._rate = 0.0
         found = self._search(t, h, y, jump, end)
         if found is None and not self._current:
             self._linearise(t, y)
+            self._rate = 0.0
             found = self._search(t, h, y, jump, end)
         if found is None and self.settings.fixed:
             # A given step cannot be made smaller: Newton's own iteration, with a Jacobian for every iterate.
@@ -191,6 +218,7 @@ class ImplicitStepper(ABC):
 
     def _converged(self, found: Found) -> bool:
         """Take note of how an iteration went."""
+        self._rate = max(self._rate, found.rate)
         if not found.converged:
             self._eta = 1.0
             self.failure = (
