@@ -186,7 +186,7 @@ class BDF(ImplicitStepper):
             self._eta = 1.0  # as in begin
         start, slope = (x.detach() for x in self._predicted(h, y))
         time, c = self._time(end, jump), h / gamma
-        solver: Solver = self._solver(c, lambda jacobian: jacobian.operator(c))
+        solver: Solver = self._solver("step", c, lambda jacobian: jacobian.operator(c))
 
         def correction(d: Tensor) -> Tensor:
             rate = self.field(time, start + d)

@@ -35,6 +35,8 @@ from pynode.transforms import number
 BEST_RATE = math.exp(-1.0)
 #: A step that the rate would let grow by less than this is followed by an equal one, whose matrices are there.
 DEADBAND = 1.2
+#: Steps that differ by less have the same matrix.
+ALIKE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class ImplicitStepper(ABC):
         self._jacobian: Linearisation | None = None
         #: Whether that is the Jacobian at the start of this step; whether the next step needs its own.
         self._current, self._outdated = False, False
-        self._solvers: dict[Any, Any] = {}
+        self._solvers: dict[str, tuple[float, Any]] = {}
         self._eta = 1.0
         #: The slowest rate of convergence of the last search.
         self._rate = 0.0
@@ -207,14 +209,18 @@ class ImplicitStepper(ABC):
         self._current, self._outdated = True, False
         self._solvers.clear()
 
-    def _solver(self, key: Any, make: Callable[[Linearisation], Any]) -> Any:
-        """What ``make`` makes of the Jacobian, once for each ``key``; the last two are kept."""
+    def _solver(self, kind: str, h: float, make: Callable[[Linearisation], Any]) -> Any:
+        """What ``make`` makes of the Jacobian for steps of ``h``: the last one of each ``kind`` is kept.
+
+        Two equal steps differ by the rounding of times. A matrix for one that differs by the fraction ``ALIKE`` adds no
+        more than that to the rate of convergence. With a new one no rate is known: that seen with
+        another lets bad guesses pass, and whole transitions where steps have just grown."""
         assert self._jacobian is not None
-        if key not in self._solvers:
-            if len(self._solvers) >= 2:
-                self._solvers.clear()
-            self._solvers[key] = make(self._jacobian)
-        return self._solvers[key]
+        known = self._solvers.get(kind)
+        if known is None or abs(h - known[0]) > ALIKE * abs(h):
+            known = self._solvers[kind] = h, make(self._jacobian)
+            self._eta = 1.0
+        return known[1]
 
     def _converged(self, found: Found) -> bool:
         """Take note of how an iteration went."""

@@ -17,7 +17,7 @@ from pynode.native.checkpoints import State
 from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.implicit import ImplicitStepper, Settings, fractions, with_derivative
-from pynode.native.linear_operator import DenseJacobian, Factored, Krylov, Linearisation, linearise
+from pynode.native.linear_operator import DenseJacobian, Factored, Krylov, Linearisation, Solver, linearise
 from pynode.native.radau_tableau import RadauTableau, radau_tableau
 from pynode.problem import Field
 from pynode.transforms import number
@@ -94,7 +94,7 @@ class Radau(ImplicitStepper):
             length, stages = self._last[0].item(), self._last[1]
             guess = self._weights([1.0 + c * h / length for c in k.c]) @ stages - stages[-1]
 
-        solve = self._solver(("stages", h), lambda jacobian: self._stage_solver(jacobian, h, k))
+        solve = self._solver("stages", h, lambda jacobian: self._stage_solver(jacobian, h, k))
 
         def correction(z: Tensor) -> Tensor:
             states = [y + row for row in z.unbind()]
@@ -118,7 +118,7 @@ class Radau(ImplicitStepper):
             # Of A^-1 (I x M) Z = h F, in eigenvectors of A^-1: one real system and complex ones of n.
             real = jacobian.shifted(k.real, h)
             pairs = [jacobian.shifted(value, h) for value, _, _ in k.pairs]
-            self._solvers[("error", h)] = real
+            self._solvers["error"] = h, real
 
             def solve(z: Tensor, rates: Tensor) -> Tensor:
                 z = self._mass_times(z)
@@ -144,11 +144,18 @@ class Radau(ImplicitStepper):
 
         return solve_whole
 
+    def _filter(self, h: float) -> tuple[Solver, float]:
+        """The solver of a multiple of ``(M - h / real J) x = b``, and ``h / real`` times that multiple."""
+        if "error" in self._solvers:
+            return self._solvers["error"][1], h
+        assert self._jacobian is not None
+        scale = h / self._constants.real
+        return self._jacobian.operator(scale), scale
+
     def _error(self, measure: ErrorNorm) -> float:
         found, h, k, y = self._found, self._step[0], self._constants, self._step[2].detach()
         assert found is not None
-        solver = self._solver(("error", h), lambda jacobian: jacobian.operator(h / k.real))
-        scale = h if isinstance(solver, Factored) else h / k.real
+        solver, scale = self._filter(h)
         stages = self._mass_times(k.e @ found) / h
 
         def filtered(derivative: Tensor) -> Tensor:
