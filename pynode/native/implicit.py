@@ -37,6 +37,10 @@ BEST_RATE = math.exp(-1.0)
 DEADBAND = 1.2
 #: Steps that differ by less have the same matrix.
 ALIKE = 1e-4
+#: A Jacobian serves steps of one order of magnitude. What it has wrong counts in proportion to the step, and does not
+#: always show: one much too large, as from inside a transition for the long steps behind it, makes corrections so small
+#: that they pass for converged.
+MAGNITUDE = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class ImplicitStepper(ABC):
         self._jacobian: Linearisation | None = None
         #: Whether that is the Jacobian at the start of this step; whether the next step needs its own.
         self._current, self._outdated = False, False
+        #: The step it was made for.
+        self._length = 0.0
         self._solvers: dict[str, tuple[float, Any]] = {}
         self._eta = 1.0
         #: The slowest rate of convergence of the last search.
@@ -172,7 +178,7 @@ class ImplicitStepper(ABC):
             return factor if factor <= most else 1.0 if 1.0 <= most < DEADBAND else most
         if self._found is None and self.failure:
             # Not by the factor of an error that is not known: by half, or as far as the rate tells.
-            return max(factor, min(0.5, BEST_RATE / self._rate if self._rate else 0.5))
+            return max(factor, min(0.5, BEST_RATE / self._rate)) if self._rate else max(factor, 0.5)
         return factor
 
     def _anew(self, jump: float, given: State = ()) -> None:
@@ -184,16 +190,19 @@ class ImplicitStepper(ABC):
     # The search.
 
     def _stages(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
-        keep = self.settings.reuse and self._jacobian is not None and not self._outdated
+        grown = abs(h) > MAGNITUDE * self._length
+        keep = self.settings.reuse and self._jacobian is not None and not self._outdated and not grown
         if not self._current and not keep:
             self._linearise(t, y)
+        if self._current:
+            self._length = abs(h)
         if not self.settings.reuse:
             self._eta = 1.0
         self._rate = 0.0
         found = self._search(t, h, y, jump, end)
         if found is None and not self._current:
             self._linearise(t, y)
-            self._rate = 0.0
+            self._rate, self._length = 0.0, abs(h)
             found = self._search(t, h, y, jump, end)
         if found is None and self.settings.fixed:
             # A given step cannot be made smaller: Newton's own iteration, with a Jacobian for every iterate.
