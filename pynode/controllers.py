@@ -94,6 +94,10 @@ class PIDController:
         factor: float = self.safety * max(ratio, 1e-10) ** (-1.0 / order)
         return min(self.factormax, max(self.factormin, factor))
 
+    def instead(self, history: History, change: float) -> History:
+        """The history where the next step is ``change`` times the proposed one: of this controller it holds none."""
+        return history
+
     def _filter(self, reciprocal: float, order: int, history: History) -> float:
         p, i, d = self.pcoeff / order, self.icoeff / order, self.dcoeff / order
         factor: float = reciprocal ** (p + i + d)
@@ -153,3 +157,7 @@ class PredictiveController(PIDController):
             factor = 1.0
         # Nothing is predicted from an error that is rounding only.
         return True, factor, (reciprocal, factor) if ratio > 1e-10 else START
+
+    def instead(self, history: History, change: float) -> History:
+        """See :class:`PIDController`."""
+        return history if history == START else (history[0], history[1] * change)

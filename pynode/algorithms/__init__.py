@@ -16,7 +16,9 @@ from pynode.algorithms.implicit import (
     ImplicitMidpoint,
     KenCarp4,
     Kvaerno5,
+    RadauIIA,
     RadauIIA5,
+    RadauIIA9,
     Trapezoid,
 )
 from pynode.algorithms.julia import JuliaAlgorithm
@@ -106,7 +108,9 @@ __all__ = [
     "McAte4",
     "Midpoint",
     "Multistep",
+    "RadauIIA",
     "RadauIIA5",
+    "RadauIIA9",
     "Ralston",
     "Reversible",
     "ReversibleHeun",

@@ -96,9 +96,25 @@ class Kvaerno5(SDIRK):
 
 
 @dataclass(frozen=True)
-class RadauIIA5(Implicit):
+class RadauIIA(Implicit):
+    """A Radau IIA method: its stages are solved for all at once. Takes singular mass matrices."""
+
+    stages: ClassVar[int]
+    masses: ClassVar[str] = "singular"
+
+
+@dataclass(frozen=True)
+class RadauIIA5(RadauIIA):
     """Radau IIA of three stages and order 5 (Hairer and Wanner 1996), L-stable: for stiff problems at tight tolerances,
     and for differential-algebraic ones of index 1. Takes singular mass matrices. Dense output is the collocation
     polynomial, of order 3."""
 
-    masses: ClassVar[str] = "singular"
+    stages: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class RadauIIA9(RadauIIA):
+    """Radau IIA of five stages and order 9 (Hairer and Wanner 1999), L-stable: as ``RadauIIA5``, for tolerances of 1e-6
+    and less, where it takes a fraction of its steps. Dense output is of order 5."""
+
+    stages: ClassVar[int] = 5

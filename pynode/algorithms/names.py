@@ -8,7 +8,16 @@ from pynode.algorithms.base import Algorithm
 from pynode.algorithms.bdf import FBDF
 from pynode.algorithms.exponential import ETDRK4
 from pynode.algorithms.expressions import algorithm_from_expression
-from pynode.algorithms.implicit import TRBDF2, ImplicitEuler, ImplicitMidpoint, KenCarp4, Kvaerno5, RadauIIA5, Trapezoid
+from pynode.algorithms.implicit import (
+    TRBDF2,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    KenCarp4,
+    Kvaerno5,
+    RadauIIA5,
+    RadauIIA9,
+    Trapezoid,
+)
 from pynode.algorithms.julia import JuliaAlgorithm
 from pynode.algorithms.multistep import AB3, AB4, AB5, ABM32, ABM43, ABM54, VCABM, ExplicitAdams, ImplicitAdams
 from pynode.algorithms.reversible import AsynchronousLeapfrog, ReversibleHeun
@@ -46,7 +55,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         *(RKC, ROCK2, ROCK4),
         *(Rosenbrock23, Rodas4, Rodas5P),
         *(BS3, DP5, Tsit5, Vern7, Vern9, DP8, Fehlberg2, AdaptiveHeun),
-        *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5),
+        *(ImplicitEuler, ImplicitMidpoint, Trapezoid, TRBDF2, KenCarp4, Kvaerno5, RadauIIA5, RadauIIA9),
     )
 }
 

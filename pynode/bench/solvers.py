@@ -39,12 +39,17 @@ NEAREST = {
     **dict.fromkeys(("DP5", "Tsit5"), "RK45"),
     **dict.fromkeys(("Vern7", "Vern9", "DP8"), "DOP853"),
     "VCABM": "LSODA",
-    **dict.fromkeys(("Rosenbrock23", "Rodas4", "Rodas5P", "TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5"), "Radau"),
+    **dict.fromkeys(
+        ("Rosenbrock23", "Rodas4", "Rodas5P", "TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5", "RadauIIA9"), "Radau"
+    ),
     **dict.fromkeys(("FBDF", "QNDF"), "BDF"),
 }
 #: What is run by default, as far as this version has it. The stiff methods of low order are left out at tight rtol.
 NONSTIFF = ("DP5", "Tsit5", "Vern7", "Vern9", "DP8", "VCABM")
-STIFF_METHODS = ("Rosenbrock23", "TRBDF2", "KenCarp4", "Kvaerno5", "Rodas4", "Rodas5P", "RadauIIA5", "FBDF", "QNDF")
+STIFF_METHODS = (
+    *("Rosenbrock23", "TRBDF2", "KenCarp4", "Kvaerno5", "Rodas4", "Rodas5P"),
+    *("RadauIIA5", "RadauIIA9", "FBDF", "QNDF"),
+)
 LOW_ORDER = {"BS3": 1e-7, "Rosenbrock23": 1e-7, "TRBDF2": 1e-7, "RK23": 1e-7, "AdaptiveHeun": 1e-5, "Fehlberg2": 1e-5}
 #: Methods of SciPy that are shown in any case.
 SHOWN = {"detest": ("RK45", "DOP853", "LSODA"), "stiff": ("Radau", "BDF", "LSODA")}

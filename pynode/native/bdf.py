@@ -186,7 +186,10 @@ class BDF(ImplicitStepper):
             self._eta = 1.0  # as in begin
         start, slope = (x.detach() for x in self._predicted(h, y))
         time, c = self._time(end, jump), h / gamma
-        solver: Solver = self._solver(c, lambda jacobian: jacobian.operator(c))
+        known = 1.0 if self._current else self._eta
+        solver: Solver = self._solver("step", c, lambda jacobian: jacobian.operator(c))
+        # Steps that at most double may rely on the rate that the same Jacobian had for the last one.
+        self._eta = min(self._eta, known)
 
         def correction(d: Tensor) -> Tensor:
             rate = self.field(time, start + d)

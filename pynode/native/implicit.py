@@ -30,6 +30,18 @@ from pynode.native.once import once
 from pynode.problem import Field, nudged
 from pynode.transforms import number
 
+#: The rate of convergence that steps are kept at: a rate in proportion to the step makes the iterations for a unit of
+#: time, 1 / (h log(1 / rate)), the fewest at 1/e (Gustafsson and Soederlind 1997).
+BEST_RATE = math.exp(-1.0)
+#: A step that the rate would let grow by less than this is followed by an equal one, whose matrices are there.
+DEADBAND = 1.2
+#: Steps that differ by less have the same matrix.
+ALIKE = 1e-4
+#: A Jacobian serves steps of one order of magnitude. What it has wrong counts in proportion to the step, and does not
+#: always show: one much too large, as from inside a transition for the long steps behind it, makes corrections so small
+#: that they pass for converged.
+MAGNITUDE = 10.0
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -87,8 +99,12 @@ class ImplicitStepper(ABC):
         self._jacobian: Linearisation | None = None
         #: Whether that is the Jacobian at the start of this step; whether the next step needs its own.
         self._current, self._outdated = False, False
-        self._solvers: dict[Any, Any] = {}
+        #: The step it was made for.
+        self._length = 0.0
+        self._solvers: dict[str, tuple[float, Any]] = {}
         self._eta = 1.0
+        #: The slowest rate of convergence of the last search.
+        self._rate = 0.0
         self._full = False
         self._jump = 0.0
         self._given: Tensor | None = None
@@ -148,6 +164,23 @@ class ImplicitStepper(ABC):
         with torch.no_grad():
             return self._error(measure)
 
+    def restrained(self, factor: float, accepted: bool) -> float:
+        """The factor between this step and the next, where the error asks for ``factor``: no more than lets the
+        iteration converge.
+
+        Error estimates say nothing about that. Where smooth solutions let steps grow until the iteration fails, a step
+        that knows of the error alone fails, is cut short, grows again and fails.
+        """
+        if accepted:
+            if not (self._current and self._rate):
+                return factor
+            most = BEST_RATE / self._rate
+            return factor if factor <= most else 1.0 if 1.0 <= most < DEADBAND else most
+        if self._found is None and self.failure:
+            # Not by the factor of an error that is not known: by half, or as far as the rate tells.
+            return max(factor, min(0.5, BEST_RATE / self._rate)) if self._rate else max(factor, 0.5)
+        return factor
+
     def _anew(self, jump: float, given: State = ()) -> None:
         """At the start of another step, just after ``t`` where ``jump``; ``given``: its stages, if they are known."""
         self._jump = jump
@@ -157,14 +190,19 @@ class ImplicitStepper(ABC):
     # The search.
 
     def _stages(self, t: float, h: float, y: Tensor, jump: float, end: float) -> Tensor | None:
-        keep = self.settings.reuse and self._jacobian is not None and not self._outdated
+        grown = abs(h) > MAGNITUDE * self._length
+        keep = self.settings.reuse and self._jacobian is not None and not self._outdated and not grown
         if not self._current and not keep:
             self._linearise(t, y)
+        if self._current:
+            self._length = abs(h)
         if not self.settings.reuse:
             self._eta = 1.0
+        self._rate = 0.0
         found = self._search(t, h, y, jump, end)
         if found is None and not self._current:
             self._linearise(t, y)
+            self._rate, self._length = 0.0, abs(h)
             found = self._search(t, h, y, jump, end)
         if found is None and self.settings.fixed:
             # A given step cannot be made smaller: Newton's own iteration, with a Jacobian for every iterate.
@@ -180,17 +218,22 @@ class ImplicitStepper(ABC):
         self._current, self._outdated = True, False
         self._solvers.clear()
 
-    def _solver(self, key: Any, make: Callable[[Linearisation], Any]) -> Any:
-        """What ``make`` makes of the Jacobian, once for each ``key``; the last two are kept."""
+    def _solver(self, kind: str, h: float, make: Callable[[Linearisation], Any]) -> Any:
+        """What ``make`` makes of the Jacobian for steps of ``h``: the last one of each ``kind`` is kept.
+
+        Two equal steps differ by the rounding of times. A matrix for one that differs by the fraction ``ALIKE`` adds no
+        more than that to the rate of convergence. With a new one no rate is known: that seen with
+        another lets bad guesses pass, and whole transitions where steps have just grown."""
         assert self._jacobian is not None
-        if key not in self._solvers:
-            if len(self._solvers) >= 2:
-                self._solvers.clear()
-            self._solvers[key] = make(self._jacobian)
-        return self._solvers[key]
+        known = self._solvers.get(kind)
+        if known is None or abs(h - known[0]) > ALIKE * abs(h):
+            known = self._solvers[kind] = h, make(self._jacobian)
+            self._eta = 1.0
+        return known[1]
 
     def _converged(self, found: Found) -> bool:
         """Take note of how an iteration went."""
+        self._rate = max(self._rate, found.rate)
         if not found.converged:
             self._eta = 1.0
             self.failure = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pynode.controllers import START, PIDController
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.stepper import RememberingStepper, SteeringStepper, Stepper
+from pynode.native.stepper import RememberingStepper, SearchingStepper, SteeringStepper, Stepper
 from pynode.native.stiffness import stiffness_clause
 from pynode.solution import Counts, ReturnCode
 from pynode.transforms import finite, number
@@ -196,6 +196,7 @@ def integrate_adaptive(
     controller = stepping.controller
     # An isinstance of a protocol takes as long as several evaluations.
     steering = cast(SteeringStepper, stepper) if hasattr(stepper, "steer") else None
+    searching = cast(SearchingStepper, stepper) if hasattr(stepper, "restrained") else None
     ahead = math.copysign(math.inf, t_end - t)
     sign = math.copysign(1.0, ahead)
     stops = [
@@ -242,6 +243,9 @@ def integrate_adaptive(
         if steering is not None:
             _, factor, now = controller.propose(*steering.reorder(accepted), history)
             factor = steering.steer(factor, accepted)
+        if searching is not None:
+            allowed = searching.restrained(factor, accepted)
+            now, factor = controller.instead(now, allowed / factor), allowed
         history = now
         if not accepted:
             counts.rejected += 1

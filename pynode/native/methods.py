@@ -25,7 +25,7 @@ from pynode.algorithms import (
     FixedStep,
     Implicit,
     Multistep,
-    RadauIIA5,
+    RadauIIA,
     Reversible,
     Rosenbrock,
     Stabilized,
@@ -189,10 +189,12 @@ FAMILIES: dict[type[Algorithm], Family] = {
         ),
         lambda algorithm: PAST + 1,
     ),
-    RadauIIA5: Family(
-        ("RadauIIA5",),
-        lambda algorithm, field, taped, request: Radau(field, settings_of(algorithm, field, taped, request)),
-        lambda algorithm: 6,
+    RadauIIA: Family(
+        ("RadauIIA5", "RadauIIA9"),
+        lambda algorithm, field, taped, request: Radau(
+            algorithm.stages, field, settings_of(algorithm, field, taped, request)
+        ),
+        lambda algorithm: 2 * algorithm.stages,
     ),
 }
 

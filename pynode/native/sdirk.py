@@ -114,7 +114,7 @@ class SDIRK(ImplicitStepper):
         return stages
 
     def _matrix(self, h: float) -> Solver:
-        solver: Solver = self._solver(h, lambda jacobian: jacobian.operator(self.tableau.gamma * h))
+        solver: Solver = self._solver("stages", h, lambda jacobian: jacobian.operator(self.tableau.gamma * h))
         return solver
 
     def _row(self, row: Sequence[float], y: Tensor) -> Tensor:

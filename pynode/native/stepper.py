@@ -118,6 +118,15 @@ class SteeringStepper(ChoosingStepper, Protocol):
 
 
 @runtime_checkable
+class SearchingStepper(Stepper, Protocol):
+    """A stepper whose steps are found by an iteration, which converges in short enough ones only."""
+
+    def restrained(self, factor: float, accepted: bool) -> float:
+        """The factor between this step and the next one, where error estimates propose ``factor``."""
+        ...
+
+
+@runtime_checkable
 class TwoWayStepper(Stepper, Protocol):
     """A stepper whose steps can be run backward to rounding."""
 

@@ -9,8 +9,8 @@ import pynode
 from pynode import CheckpointedAdjoint, DirectAdjoint, GaussAdjoint, QuadratureAdjoint
 
 F64 = torch.float64
-NAMES = ["ImplicitEuler", "ImplicitMidpoint", "Trapezoid", "TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5"]
-ADAPTIVE = ["ImplicitEuler", "Trapezoid", "TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5"]
+NAMES = ["ImplicitEuler", "ImplicitMidpoint", "Trapezoid", "TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5", "RadauIIA9"]
+ADAPTIVE = ["ImplicitEuler", "Trapezoid", "TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5", "RadauIIA9"]
 every_method = pytest.mark.parametrize("name", NAMES)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import pynode
 from pynode.native.implicit_tableaus import IMPLICIT_TABLEAUS
-from pynode.native.radau import A, C
+from pynode.native.radau_tableau import radau_tableau
 
 F64 = torch.float64
 #: Order, and order of the dense output.
@@ -22,11 +22,14 @@ METHODS = {
     "KenCarp4": (4, 3),
     "Kvaerno5": (5, 3),
     "RadauIIA5": (5, 3),
+    "RadauIIA9": (9, 5),
 }
 ADAPTIVE = [name for name in METHODS if name != "ImplicitMidpoint"]
 START = torch.tensor([1.0, 0.5], dtype=F64)
 every_direction = pytest.mark.parametrize("times", [(0.0, 4.0), (4.0, 0.0)], ids=["forward", "reversed"])
 every_method = pytest.mark.parametrize("name", METHODS)
+#: RadauIIA9 comes down to rounding within one halving of the step here: see ``test_order_nine``.
+below_nine = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name][0] < 9])
 
 
 def f(t, y):
@@ -49,12 +52,30 @@ def _errors(name, times, steps, thetas):
     return errors
 
 
-@every_method
+def test_order_nine():
+    """``y' = i w y`` over 1 in steps h: the error per step is ``C (w h)^10`` with Pade's constant ``5! 4! / (9! 10!)``
+    of the stability function, so the sum over 1/h of them is known, not just its slope."""
+    w = 8.0
+
+    def turning(t, y):
+        return torch.stack([-w * y[1], w * y[0]])
+
+    def error(n):
+        y0 = torch.tensor([1.0, 0.0], dtype=F64)
+        end = pynode.solve(turning, y0, [0.0, 1.0], algorithm=pynode.RadauIIA9(steps=n)).ys[-1]
+        return (end - torch.tensor([math.cos(w), math.sin(w)], dtype=F64)).norm().item()
+
+    constant = math.factorial(5) * math.factorial(4) / (math.factorial(9) * math.factorial(10))
+    for n in (6, 12):
+        assert error(n) == pytest.approx(constant * w**10 / n**9, rel=0.2)
+
+
+@below_nine
 @every_direction
 def test_order_of_convergence(name, times):
     """Halving the step divides the error by 2^p: nearer to it than to any other power of two."""
     order = METHODS[name][0]
-    steps = (128, 256) if order == 1 else (48, 96) if order == 2 else (12, 24)
+    steps = {1: (128, 256), 2: (48, 96)}.get(order, (12, 24))
     a, b = _errors(name, times, steps, [1.0])
     assert b > 1e-10  # above what the iteration leaves
     assert abs(math.log2(a / b) - order) < 0.5
@@ -86,11 +107,33 @@ def test_rows_of_a_tableau_add_up(tableau):
     assert len({row[-1] for row in tableau.a} - {0.0}) == 1
 
 
-def test_radaus_tableau_is_collocation():
-    """``sum_j a_ij c_j^(k-1) = c_i^k / k`` for k up to 3, and for its last row, the weights, up to 5."""
-    for c, row in zip(C, A, strict=True):
-        for k in range(1, 6 if c == 1.0 else 4):
-            assert abs(sum(a * x ** (k - 1) for a, x in zip(row, C, strict=True)) - c**k / k) < 1e-15
+@pytest.mark.parametrize("stages", [3, 5])
+def test_radaus_tableau_is_collocation(stages):
+    """``sum_j a_ij c_j^(k-1) = c_i^k / k`` for k up to s, and for its last row, the weights, up to 2 s - 1."""
+    radau = radau_tableau(stages, F64, torch.device("cpu"))
+    for c, row in zip(radau.c, radau.a.tolist(), strict=True):
+        for k in range(1, 2 * stages if c == 1.0 else stages + 1):
+            assert abs(sum(a * x ** (k - 1) for a, x in zip(row, radau.c, strict=True)) - c**k / k) < 2e-15
+
+
+def test_radaus_numbers_are_the_printed_ones():
+    """Hairer and Wanner: abscissae and equation IV.8.19; eigenvalues of the inverse of five stages in their RADAU."""
+    root = math.sqrt(6.0)
+    three, five = (radau_tableau(stages, F64, torch.device("cpu")) for stages in (3, 5))
+    assert three.c == pytest.approx([(4.0 - root) / 10.0, (4.0 + root) / 10.0, 1.0], rel=1e-15)
+    error = [(-13.0 - 7.0 * root) / 3.0, (-13.0 + 7.0 * root) / 3.0, -1.0 / 3.0]
+    assert three.e.tolist() == pytest.approx(error, rel=1e-13)
+    assert five.real == pytest.approx(6.286704751729276, rel=1e-13)
+    assert [value for value, _, _ in five.pairs] == pytest.approx(
+        [5.700953298671789 + 3.210265600308550j, 3.655694325463572 + 6.543736899360077j], rel=1e-13
+    )
+
+
+def test_radaus_slope_at_the_end_costs_no_evaluation():
+    """One at the start of the solve, one for its first step size, and those of the stages."""
+    sol = pynode.solve(lambda t, y: -y, START, [0.0, 1.0], algorithm="RadauIIA5")
+    counts = sol.stats.forward
+    assert (counts.nfe - 2) % 3 == 0
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

@@ -75,15 +75,12 @@ def test_diagonally_implicit_methods_on_stiff_problems(name, which):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5"])
+@pytest.mark.parametrize("name", ["TRBDF2", "KenCarp4", "Kvaerno5", "RadauIIA5", "RadauIIA9", "FBDF"])
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-8])
 @every_problem
-def test_the_stiff_set_at_many_tolerances(problem, name, tolerance, request):
+def test_the_stiff_set_at_many_tolerances(problem, name, tolerance):
     if name == "TRBDF2" and tolerance < 1e-6:
         pytest.skip("of order 2")
-    if name in ("KenCarp4", "Kvaerno5") and tolerance == 1e-3 and problem == "vdpol":
-        why = "a long damped step passes the fold and follows the unstable branch: README, limits"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     sol, error = _solved(problem, name, tolerance)
     assert error < 10.0 * sol.stats.forward.accepted
 
