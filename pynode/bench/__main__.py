@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",
     "solvers": "pynode.bench.solvers",
+    "peers": "pynode.bench.peers.experiment",
     "torchdiffeq-suite": "pynode.bench.torchdiffeq_suite",
 }
 

@@ -12,10 +12,14 @@ import pynode
 from pynode.bench.fields import Case
 
 
-class Solver(Protocol):
+class Way(Protocol):
     """A way from ``y0`` to ``y(t[-1])``."""
 
     def __call__(self, case: Case, y0: Tensor) -> Tensor: ...
+
+
+class Solver(Way, Protocol):
+    """A way whose steps are known."""
 
     def steps(self, case: Case) -> tuple[int, int]:
         """Accepted and rejected steps of the forward solve."""
@@ -88,13 +92,13 @@ def torchdiffeq() -> Any:
     return torchdiffeq
 
 
-def gradient(solver: Solver, case: Case) -> list[Tensor]:
+def gradient(solver: Way, case: Case) -> list[Tensor]:
     """Gradient of ``sum(y(t[-1])**2)`` with respect to y0 and every parameter."""
     y0 = case.y0.detach().requires_grad_()
     return list(torch.autograd.grad(solver(case, y0).pow(2).sum(), [y0, *case.field.parameters()]))
 
 
-def final(solver: Solver, case: Case) -> Tensor:
+def final(solver: Way, case: Case) -> Tensor:
     """``y(t[-1])``, without autograd."""
     with torch.no_grad():
         return solver(case, case.y0)

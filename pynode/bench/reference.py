@@ -22,9 +22,15 @@ class Reference:
     gradient: list[Tensor]
 
 
+#: Elements of a state above which the tape of a tight solve is not kept.
+LARGE = 20_000
+
+
 def reference(case: Case) -> Reference:
-    """By Vern9 and torch's own tape."""
-    solver, exact = Pynode(algorithm=pynode.Vern9(), sensealg=pynode.DirectAdjoint()), case.exact()
+    """By Vern9 and torch's own tape; a large state's by the discrete adjoint, whose memory does not hold all stages."""
+    large = case.y0.numel() > LARGE
+    sensealg = pynode.CheckpointedAdjoint() if large else pynode.DirectAdjoint()
+    solver, exact = Pynode(algorithm=pynode.Vern9(), sensealg=sensealg), case.exact()
     return Reference(final(solver, exact), gradient(solver, exact))
 
 
