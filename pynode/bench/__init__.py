@@ -60,6 +60,7 @@ class Report:
 
     ``data`` is what ``--json`` writes beside the environment and the claims; ``ratios`` are times of pynode over those
     of others, by name, which ``--check`` holds against the committed ones (:mod:`pynode.bench.baseline`).
+    ``failed`` names what could not be measured at all: the command then ends with status 1.
     """
 
     tables: list[Table]
@@ -67,6 +68,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def print(self) -> None:
         """Print tables, notes and claims; the tables by rich where it is installed."""
@@ -77,6 +79,8 @@ class Report:
             print(note)
         for claim in self.claims:
             print(claim)
+        for why in self.failed:
+            print(f"  FAILED  {why}")
 
 
 def _print_table(table: Table) -> None:

@@ -87,6 +87,8 @@ def run(options: argparse.Namespace) -> Report:
         ]
     if "speed" in parts:
         table, claims, data = speed(draws, repeats, solvers(options.eager))
+        theirs = (ADJOINT, BACKPROP)
+        report.ratios |= {f"{k} over {ADJOINT}": 1.0 / row["faster"] for k, row in data.items() if k not in theirs}
         report.tables.append(table)
         report.claims += claims
         report.data["speed"] = data

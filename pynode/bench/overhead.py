@@ -102,6 +102,12 @@ def measure(
         pulled = _gradient(gradients, draws, references, rounds)
         report.tables += [forward_table(case, solved), gradient_table(case, pulled)]
         report.claims += claims(name, solved, pulled)
+        report.ratios |= {
+            f"{name} {direction}: {row} over {peer}": 1.0 / values["faster"]
+            for direction, found, peer in (("forward", solved, PEER), ("gradient", pulled, ADJOINT))
+            for row, values in found.items()
+            if row.startswith("pynode")
+        }
         report.data[name] = {
             "title": case.title,
             "forward": {row: _plain(values) for row, values in solved.items()},

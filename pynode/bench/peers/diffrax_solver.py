@@ -38,7 +38,8 @@ class Diffrax:
     Arrays are jax's own, so that no crossing is counted against it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_steps: int = MAX_STEPS) -> None:
+        self.max_steps = max_steps
         self._compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def forward(self, case: Case) -> Callable[[], Any]:
@@ -62,7 +63,7 @@ class Diffrax:
         solve, arguments = self._functions(case)[which], self._arguments(case)
         ended = self._functions(case)[0](*arguments)[1]
         if int(ended) != 0:
-            raise SolveError(f"diffrax did not reach the end within {MAX_STEPS} steps", ReturnCode.MaxIters, 0.0)
+            raise SolveError(f"diffrax did not reach the end within {self.max_steps} steps", ReturnCode.MaxIters, 0.0)
 
         def run() -> Any:
             result = jax.block_until_ready(solve(*arguments))
@@ -73,7 +74,7 @@ class Diffrax:
     def _functions(self, case: Case) -> tuple[Any, Any]:
         key = (case.name, case.title, case.y0.shape, case.y0.dtype, tuple(case.t.tolist()))
         if key not in self._compiled:
-            self._compiled[key] = _compile(case)
+            self._compiled[key] = _compile(case, self.max_steps)
         return self._compiled[key]
 
     @staticmethod
@@ -84,7 +85,7 @@ class Diffrax:
         return jnp.asarray(case.y0.detach().numpy()), weights, case.rtol, case.atol
 
 
-def _compile(case: Case) -> tuple[Any, Any]:
+def _compile(case: Case, max_steps: int) -> tuple[Any, Any]:
     import diffrax
     import jax
 
@@ -95,7 +96,7 @@ def _compile(case: Case) -> tuple[Any, Any]:
         found = diffrax.diffeqsolve(
             *(diffrax.ODETerm(field), diffrax.Dopri5(), t0, t1, None, y0, p),
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            max_steps=MAX_STEPS,
+            max_steps=max_steps,
             throw=False,  # a check inside the graph would cost it time: the outcome is looked at once, beforehand
         )
         return found.ys[0], found.result._value

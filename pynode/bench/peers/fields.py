@@ -153,9 +153,9 @@ PROBLEMS_BY_NAME = {
     one.name: one
     for one in (
         Problem("spiral", lambda seed, quick: fields.spiral(seed), (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), False),
-        Problem("mlp", mlp, (1e-2, 1e-3, 1e-4, 1e-5, 1e-6), True),
-        Problem("cnf", flow, (1e-3, 1e-4, 1e-5, 1e-6), True),
-        Problem("convolution", convolution, (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), True),
+        Problem("mlp", mlp, (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7), True),
+        Problem("cnf", flow, (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), True),
+        Problem("convolution", convolution, (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6), True),
         Problem("lotka-volterra", lotka_volterra, (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9), False),
     )
 }

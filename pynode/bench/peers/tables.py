@@ -34,6 +34,9 @@ def _cells(line: Line, rtol: float) -> tuple[str, ...]:
 def _compared(line: Line, by_name: dict[str, Line], tiers: Sequence[str], rtol: float) -> list[str]:
     cells = []
     for tier in tiers:
+        if line.name == ours(tier):
+            cells += ["", ""]
+            continue
         found = compare(by_name[ours(tier)], line, rtol)
         cells.append("" if found.same is None else str(found.same))
         cells.append(f"{_MARKS[found.how]}{found.equal}" if found.equal is not None else "never")
