@@ -31,8 +31,8 @@ class Verdict:
     """Outcome of a check.
 
     ``regressed``: (name, ratio now, ratio then) of what became slower; ``compared`` counts the ratios held against the
-    baseline; ``only_there``, ``only_here``: those that the run or the baseline does not have. ``elsewhere``: the machine
-    class of the baseline where it is not this one.
+    baseline; ``only_there``, ``only_here``: those that the run or the baseline does not have. ``elsewhere``: the
+    machine class of the baseline where it is not this one.
     """
 
     regressed: list[tuple[str, float, float]]
@@ -50,7 +50,7 @@ class Verdict:
     def lines(self) -> list[str]:
         """What is printed."""
         said = [
-            f"REGRESSED: {name}: {now:.3f} of the peer's time, {then:.3f} in the baseline (tolerance {self.tolerance:.0%})"
+            f"REGRESSED: {name}: {now:.3f} of the peer's time, baseline {then:.3f} (tolerance {self.tolerance:.0%})"
             for name, now, then in self.regressed
         ]
         if self.only_there:
@@ -115,7 +115,7 @@ def update(key: str, ratios: Mapping[str, float], facts: Mapping[str, Any], path
     """
     if not ratios:
         raise InputError(explain(f"{key!r} gave no ratios", "at least one", "install a peer, or leave out --without"))
-    document = _read(path) if path.exists() else {"tolerance": TOLERANCE, "sections": {}}
+    document: dict[str, Any] = _read(path) if path.exists() else {"tolerance": TOLERANCE, "sections": {}}
     document["sections"][key] = {
         "environment": {name: facts[name] for name in KEPT if name in facts},
         "ratios": {name: round(value, 4) for name, value in sorted(ratios.items())},

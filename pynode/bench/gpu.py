@@ -1,11 +1,10 @@
 """A training step on a GPU: the ODE-net block (batch 128) and a network field (batch 4 096, width 256).
 
-A step is a solve, the gradient of ``mean(y(t[-1])**2)`` and an update by stochastic gradient descent, for pynode's tiers
-with the default sensitivity algorithm, for torchdiffeq, and for diffrax where jax sees a GPU; Dormand and Prince's 5(4)
-at the same tolerances, alternating slots, each closed by a synchronisation. "kernels / wall" is the time that torch's
+A step is a solve, the gradient of ``mean(y(t[-1])**2)`` and an update by stochastic gradient descent, for pynode's
+tiers with the default sensitivity algorithm, for torchdiffeq, and for diffrax where jax sees a GPU; DP5 throughout, at the same tolerances, alternating slots, each closed by a synchronisation. "kernels / wall" is the time that torch's
 profiler finds kernels running over the wall time of the same steps: 1 means that the device never waits for Python.
-Whether TF32 is allowed is recorded. On the CPU (``--device cpu``) the same code runs on small sizes: a test of it, not a
-measurement; "kernels" are then torch's operators.
+Whether TF32 is allowed is recorded. On the CPU (``--device cpu``) the same code runs on small sizes: a test of it, not
+a measurement; "kernels" are then torch's operators.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import importlib.util
 import time
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             explain(
-                "torch finds no CUDA device", "one to measure on", "pass --device cpu to try the code on small sizes"
+                "torch finds no CUDA device", "one to measure on", "pass --device cpu to try the code at small size"
             )
         )
     return device
@@ -92,7 +92,7 @@ def training_step(solver: Way, case: Case) -> Callable[[], Tensor]:
     def step() -> Tensor:
         optimiser.zero_grad(set_to_none=True)
         loss = solver(case, case.y0).pow(2).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if case.y0.is_cuda:
             torch.cuda.synchronize(case.y0.device)
@@ -158,9 +158,8 @@ def run(options: argparse.Namespace) -> Report:
             for case in cases(small):
                 progress.show(f"{case.name}: warming up")
                 steps = contestants(case, device, tiers, report)
-                timings = alternate(
-                    steps, rounds, warmup=2, between=lambda name=case.name: progress.step(f"{name}: rounds")
-                )
+                between = functools.partial(progress.step, f"{case.name}: rounds")
+                timings = alternate(steps, rounds, warmup=2, between=between)
                 shares = {name: busy(step, device) for name, step in steps.items() if not isinstance(step, DiffraxStep)}
                 progress.step(f"{case.name}: profiles")
                 found[case.name] = _report(case, timings, shares, report, not small)

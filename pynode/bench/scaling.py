@@ -2,8 +2,8 @@
 
 ``batch``: the 8-32-8 network on 1 to 1e5 rows; ``states``: the elementwise field ``tanh(a y + b) / 2`` on 1 to 1e5
 states; ``parameters``: a network 16-w-w-16 of 1e2 to 1e7 parameters on one row. All in float32 by Tsit5 at 1e-5; the
-gradient is the default's. Small sizes cost what Python costs, so the exponent is the least-squares slope of the upper part in
-logarithms: the sizes from which on a solve takes three times as long as the smallest.
+gradient is the default's. Small sizes cost what Python costs, so the exponent is the least-squares slope of the upper
+part in logarithms: the sizes from which on a solve takes three times as long as the smallest.
 """
 
 from __future__ import annotations
