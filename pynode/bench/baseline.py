@@ -55,7 +55,7 @@ class Verdict:
         ]
         if self.only_there:
             said.append(
-                f"{len(self.only_there)} of the baseline's ratios not measured here: {'; '.join(self.only_there)}"
+                f"{len(self.only_there)} ratios of the baseline not measured here: {'; '.join(self.only_there)}"
             )
         if self.only_here:
             said.append(f"{len(self.only_here)} ratios have no baseline")

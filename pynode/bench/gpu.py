@@ -1,7 +1,8 @@
 """A training step on a GPU: the ODE-net block (batch 128) and a network field (batch 4 096, width 256).
 
 A step is a solve, the gradient of ``mean(y(t[-1])**2)`` and an update by stochastic gradient descent, for pynode's
-tiers with the default sensitivity algorithm, for torchdiffeq, and for diffrax where jax sees a GPU; DP5 throughout, at the same tolerances, alternating slots, each closed by a synchronisation. "kernels / wall" is the time that torch's
+tiers with the default sensitivity algorithm, for torchdiffeq, and for diffrax where jax sees a GPU; DP5 throughout, at
+the same tolerances, in alternating slots, each closed by a synchronisation. "kernels / wall" is the time that torch's
 profiler finds kernels running over the wall time of the same steps: 1 means that the device never waits for Python.
 Whether TF32 is allowed is recorded. On the CPU (``--device cpu``) the same code runs on small sizes: a test of it, not
 a measurement; "kernels" are then torch's operators.

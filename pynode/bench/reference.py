@@ -66,6 +66,8 @@ def crosscheck(case: Case, found: Reference) -> tuple[str, float, float]:
     inputs = [exact.y0, *exact.field.parameters()]
     generator = torch.Generator().manual_seed(1)
     direction = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in inputs]
+    # As long as its tensor, each: parameters differ in scale from the state and from each other.
+    direction = [d * (norm([x]) or 1.0) / norm([d]) for x, d in zip(inputs, direction, strict=True)]
     solver = Pynode(algorithm=pynode.Vern9())
 
     def loss(distance: float) -> float:
@@ -78,7 +80,7 @@ def crosscheck(case: Case, found: Reference) -> tuple[str, float, float]:
         return value
 
     # The length at which truncation (fourth order) and rounding of the loss are of one size.
-    size = 1e-3 * norm(inputs) / norm(direction)
+    size = 3e-4 * norm(inputs) / norm(direction)
     difference = (8.0 * (loss(size) - loss(-size)) - (loss(2 * size) - loss(-2 * size))) / (12.0 * size)
     slope = sum(torch.sum(g * d).item() for g, d in zip(found.gradient, direction, strict=True))
     return peer, error(values, found.final), abs(difference - slope) / abs(slope)
