@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tiers", nargs="+", choices=tuple(TIERS), help="pynode's compile= (all by default, eager with --quick)"
     )
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in matrix products and convolutions")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of slots (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="rounds of slots (15, at small size 1)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
 
 
@@ -102,7 +102,7 @@ def training_step(solver: Way, case: Case) -> Callable[[], Tensor]:
     return step
 
 
-def busy(call: Callable[[], Any], device: torch.device, steps: int = 3) -> float:
+def busy(call: Callable[[], Any], device: torch.device, steps: int) -> float:
     """Time with a kernel running over wall time, during some calls."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> Report:
     device = device_of(options.device)
     small = options.quick or device.type == "cpu"
     tiers = options.tiers or (["eager"] if small else list(TIERS))
-    rounds = 2 if small else options.rounds
+    rounds = options.rounds or (1 if small else 15)
     report = Report([], [])
     lacking = {"torchdiffeq": missing("torchdiffeq"), "diffrax": jax_device_absent(device)}
     report.notes += [f"absent: {name}: {why}" for name, why in lacking.items() if why is not None]
@@ -160,8 +160,12 @@ def run(options: argparse.Namespace) -> Report:
                 progress.show(f"{case.name}: warming up")
                 steps = contestants(case, device, tiers, report)
                 between = functools.partial(progress.step, f"{case.name}: rounds")
-                timings = alternate(steps, rounds, warmup=2, between=between)
-                shares = {name: busy(step, device) for name, step in steps.items() if not isinstance(step, DiffraxStep)}
+                timings = alternate(steps, rounds, warmup=1 if small else 3, between=between)
+                shares = {
+                    name: busy(step, device, 1 if small else 5)
+                    for name, step in steps.items()
+                    if not isinstance(step, DiffraxStep)
+                }
                 progress.step(f"{case.name}: profiles")
                 found[case.name] = _report(case, timings, shares, report, not small)
     finally:

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this experiment."""
     parser.add_argument("--against", nargs="+", choices=tuple(SIZES), default=list(SIZES), help="all by default")
     parser.add_argument("--tier", choices=("eager", "step", "solve"), default="eager", help="pynode's compile=")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of slots (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="rounds of slots (7, with --quick 1)")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="write the plot there")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
 
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Measure along every axis."""
     report, sizes = Report([], []), QUICK if options.quick else SIZES
-    rounds = 1 if options.quick else options.rounds
+    rounds = options.rounds or (1 if options.quick else 7)
     tier: dict[str, Any] = {} if options.tier == "eager" else {"compile": options.tier}
     found: dict[str, dict[str, Any]] = {}
     with stages("scaling", sum(len(sizes[axis]) for axis in options.against)) as progress:

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 import pynode
-from pynode import bench, progress
+from pynode import bench
+from pynode import progress as progressing
 from pynode.bench import Claim, Report, Table, everything, gpu, scaling
 from pynode.bench.__main__ import EXPERIMENTS, main
+from pynode.bench.adjoint import experiment
 from pynode.bench.adjoint.cases import CASES
+from pynode.bench.adjoint.ways import ways
 from pynode.bench.contestants import Pynode
+from pynode.bench.stages import stages
 from pynode.errors import InputError
 
 OTHERS = ["torchode", "torchdyn", "diffrax", "julia"]
@@ -47,16 +51,18 @@ def test_adjoint_on_a_small_case(tmp_path, capsys):
         assert len(row["samples"]) == 1
 
 
-def test_a_refused_gradient_is_named(capsys, tmp_path):
+def test_a_refused_gradient_is_named():
     # A parabolic problem cannot be solved backward.
-    file = tmp_path / "adjoint.json"
-    flags = ["--quick", "--cases", "brusselator-64", "--without", "torchdiffeq", *OTHERS, "--json", str(file)]
-    assert main(["adjoint", *flags]) == 0
-    rows = json.loads(file.read_text())["cases"]["brusselator-8"]["rows"]
+    case, report = CASES["brusselator-64"][1](), Report([], [])
+    kept = ("torch eager CheckpointedAdjoint", "torch eager BacksolveAdjoint")
+    found = [way for way in ways(case, ["eager"], ["torchdiffeq", *OTHERS]) if way.contestant.name in kept]
+    with stages("test", 3) as progress:
+        rows = experiment.measure(case, found, 1, report, progress)
     assert rows["torch eager BacksolveAdjoint"]["refused"].startswith("GradientError")
     assert "median" not in rows["torch eager BacksolveAdjoint"]
     assert rows["torch eager CheckpointedAdjoint"]["error"] < 1e-3
-    assert "refused" in capsys.readouterr().out
+    assert any("GradientError" in note for note in report.notes)
+    assert [row[1] == "refused" for row in report.tables[0].rows] == [name != kept[0] for name in rows]
 
 
 @pytest.mark.slow
@@ -172,4 +178,4 @@ def test_without_rich_there_is_plain_text(monkeypatch, capsys):
     monkeypatch.setattr(bench.importlib.util, "find_spec", absent)
     Report([Table("title", ("", "ms"), [("a", "1.0")])], []).print()
     assert capsys.readouterr().out.splitlines()[0] == "title"
-    assert isinstance(progress.displayed("peers"), progress.Line)
+    assert isinstance(progressing.displayed("peers"), progressing.Line)

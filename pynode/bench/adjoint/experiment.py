@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tiers", nargs="+", choices=tuple(TIERS), help="pynode's compile= (all by default, eager with --quick)"
     )
     parser.add_argument("--without", nargs="+", choices=(*NEEDS, "julia"), default=[], help="leave out these libraries")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of slots (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="rounds of slots (5, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="small problems and one round, such as CI can afford")
 
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> Report:
     report.notes += [f"left out: {name}" for name in options.without]
     left_out = [*lacking, *options.without]
     tiers = options.tiers or (["eager"] if options.quick else list(TIERS))
-    rounds = 1 if options.quick else options.rounds
+    rounds = options.rounds or (1 if options.quick else 5)
     cases = [CASES[name][int(options.quick)]() for name in options.cases or CASES]
     found = [(case, ways(case, tiers, left_out)) for case in cases]
     report.data = {"absent": lacking, "cases": {}}

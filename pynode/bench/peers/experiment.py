@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tiers", nargs="+", choices=tuple(TIERS), help="pynode's compile= (all by default, eager with --quick)"
     )
     parser.add_argument("--without", nargs="+", choices=(*NEEDS, "julia"), default=[], help="leave out these libraries")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of slots (%(default)s)")
-    parser.add_argument("--draws", type=int, default=3, help="fields over which errors are taken (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="rounds of slots (15, with --quick 2)")
+    parser.add_argument("--draws", type=int, help="fields over which errors are taken (3, with --quick 1)")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="write work-precision plots there")
     parser.add_argument("--quick", action="store_true", help="small fields, few rounds: a look, not a measurement")
 
@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> Report:
     left_out = [*lacking, *options.without]
     report.data = {"absent": lacking, "left_out": options.without, "fields": {}}
     tiers = options.tiers or (["eager"] if options.quick else list(TIERS))
-    rounds, draws = (2, 1) if options.quick else (options.rounds, options.draws)
+    rounds = options.rounds or (2 if options.quick else 15)
+    draws = options.draws or (1 if options.quick else 3)
     chosen = [PROBLEMS_BY_NAME[name] for name in options.fields or PROBLEMS_BY_NAME]
     contestants = {direction: line_up(direction == "gradient", tiers, left_out) for direction in options.directions}
     total = len(chosen) * sum(len(ones) + rounds for ones in contestants.values())
