@@ -40,7 +40,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def time_at(points: Sequence[Point], error: float) -> Reached:
+def time_at(points: Sequence[Point], error: float, floor: float = FLOOR) -> Reached:
     """The time at which a contestant reaches ``error``: linear between the front's points, in logarithms.
 
     Parameters
@@ -48,9 +48,11 @@ def time_at(points: Sequence[Point], error: float) -> Reached:
     points : sequence of Point
         At least one.
     error : float
+    floor : float
+        Errors below it are rounding: none is smaller than another.
     """
-    line = [Point(max(p.error, FLOOR), p.seconds) for p in front(points)]
-    error = max(error, FLOOR)
+    line = front([Point(max(p.error, floor), p.seconds) for p in points])
+    error = max(error, floor)
     if error >= line[0].error:
         return Reached(line[0].seconds, "interpolated" if error == line[0].error else "at most")
     for quick, accurate in itertools.pairwise(line):

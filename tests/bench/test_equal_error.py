@@ -46,6 +46,13 @@ def test_an_error_of_zero_has_a_place_on_the_line():
     assert time_at([Point(1e-3, 1.0), Point(0.0, 2.0)], 0.0).seconds == pytest.approx(2.0)
 
 
+def test_errors_below_the_floor_are_equal_and_the_quickest_of_them_counts():
+    points = [Point(1e-4, 1.0), Point(3e-7, 4.0), Point(1e-8, 5.0), Point(2e-8, 3.0)]
+    assert time_at(points, 1e-9, floor=4e-7).seconds == 3.0
+    assert time_at(points, 3e-7, floor=4e-7) == time_at(points, 4e-7, floor=4e-7)
+    assert time_at(points, 1e-9).how == "never"
+
+
 def line(name: str, runs: dict[float, tuple[float, tuple[float, ...]]]) -> Line:
     return Line(
         name, {rtol: error for rtol, (error, _) in runs.items()}, {rtol: Timing(s) for rtol, (_, s) in runs.items()}

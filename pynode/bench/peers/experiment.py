@@ -5,8 +5,9 @@ at the same tolerances; then ``sum(y(t[-1])**2)`` is differentiated, by each lib
 against float64 at 1e-12, and root mean squares over several draws of weights and initial states. As libraries differ
 in what a tolerance yields, they are compared at the error that ours measures: what a peer takes there is read off its
 work-precision line over several tolerances, in logarithms. "<=" marks a peer that is more accurate even at its
-quickest, so that it might be quicker still; "never" one that does not get there. Every round times every contestant
-at every tolerance once; ratios are taken within rounds, and shown as their median and quartiles.
+quickest, so that it might be quicker still; "never" one that does not get there. Errors below four roundings of the
+state's precision count as equal. Every round times every contestant at every tolerance once; ratios are taken within
+rounds, and shown as their median and quartiles.
 
 diffrax runs on jax's own arrays, so that no crossing is counted against it; torchode and torchdyn in eager mode.
 """

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pynode.bench.equal_error import Point, time_at
+from pynode.bench.equal_error import FLOOR, Point, time_at
 from pynode.bench.timing import Spread, Timing, spread
 
 
@@ -65,15 +65,15 @@ class Comparison:
         return 0.0 if self.same is None else self.same.median
 
 
-def compare(ours: Line, peer: Line, rtol: float) -> Comparison:
-    """``peer`` beside ``ours`` at ``rtol``, which ours must have been timed at."""
+def compare(ours: Line, peer: Line, rtol: float, floor: float = FLOOR) -> Comparison:
+    """``peer`` beside ``ours`` at ``rtol``, which ours must have been timed at; errors below ``floor`` are equal."""
     timing, error = ours.timings[rtol], ours.errors[rtol]
     theirs = peer.timings.get(rtol)
     same = None if theirs is None else spread([a / b for a, b in zip(theirs.samples, timing.samples, strict=True)])
     if not peer.timings:
         return Comparison(same, None, "never")
-    how = time_at(peer.points(), error).how
+    how = time_at(peer.points(), error, floor).how
     if how == "never":
         return Comparison(same, None, how)
-    ratios = [time_at(peer.points(i), error).seconds / seconds for i, seconds in enumerate(timing.samples)]
+    ratios = [time_at(peer.points(i), error, floor).seconds / seconds for i, seconds in enumerate(timing.samples)]
     return Comparison(same, spread([x for x in ratios if math.isfinite(x)]), how)

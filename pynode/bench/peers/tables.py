@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from pynode.bench import Claim, Table
 from pynode.bench.fields import Case
 from pynode.bench.peers.line_up import ours
 from pynode.bench.peers.lines import Comparison, Line, compare
 
 _MARKS = {"interpolated": "", "at most": "<= "}
+
+
+def floor(case: Case) -> float:
+    """Error below which the precision of the state, and no solver, decides: four roundings."""
+    return 4.0 * torch.finfo(case.y0.dtype).eps
 
 
 def table(case: Case, direction: str, lines: Sequence[Line], tiers: Sequence[str]) -> Table:
@@ -19,7 +26,7 @@ def table(case: Case, direction: str, lines: Sequence[Line], tiers: Sequence[str
     columns = ["", "median ms", "quartiles", "error", "cores"]
     for tier in present:
         columns += [f"{tier}: same tol.", f"{tier}: equal error"]
-    rows = [(line.name, *_cells(line, case.rtol), *_compared(line, by_name, present, case.rtol)) for line in lines]
+    rows = [(line.name, *_cells(line, case.rtol), *_compared(line, by_name, present, case)) for line in lines]
     return Table(f"{direction}, {case.title}", tuple(columns), rows)
 
 
@@ -31,13 +38,13 @@ def _cells(line: Line, rtol: float) -> tuple[str, ...]:
     return (f"{1e3 * found.median:.3g}", quartiles, f"{line.errors[rtol]:.1e}", f"{line.cores:.2f}")
 
 
-def _compared(line: Line, by_name: dict[str, Line], tiers: Sequence[str], rtol: float) -> list[str]:
+def _compared(line: Line, by_name: dict[str, Line], tiers: Sequence[str], case: Case) -> list[str]:
     cells = []
     for tier in tiers:
         if line.name == ours(tier):
             cells += ["", ""]
             continue
-        found = compare(by_name[ours(tier)], line, rtol)
+        found = compare(by_name[ours(tier)], line, case.rtol, floor(case))
         cells.append("" if found.same is None else str(found.same))
         cells.append(f"{_MARKS[found.how]}{found.equal}" if found.equal is not None else "never")
     return cells
@@ -57,7 +64,7 @@ def comparisons(case: Case, lines: Sequence[Line], tiers: Sequence[str]) -> dict
     by_name = {line.name: line for line in lines}
     own = {ours(tier) for tier in tiers}
     return {
-        (tier, line.name): compare(by_name[ours(tier)], line, case.rtol)
+        (tier, line.name): compare(by_name[ours(tier)], line, case.rtol, floor(case))
         for tier in tiers
         if case.rtol in by_name[ours(tier)].timings
         for line in lines
