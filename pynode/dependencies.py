@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import GradientError, explain
-from pynode.problem import Field, ODEProblem
+from pynode.problem import Field, ODEProblem, check_pure
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
@@ -120,7 +120,7 @@ class Dependencies:
                 time = torch.nextafter(time, torch.full_like(time, jump))
             self._time = time
             start = own[0].clone()  # neither leaf nor view, so that writing into it is seen below, not by torch
-            derivative = field.check_pure(time, start)
+            derivative = check_pure(field, time, start)
             assert start.grad_fn is not None
             known = {id(x) for x in own}
             direct, outer = _walk([derivative], known, found, mark=start.grad_fn._sequence_nr())
