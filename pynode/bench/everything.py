@@ -65,6 +65,8 @@ def part_of(name: str, options: argparse.Namespace) -> Report:
     module.add_arguments(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
     arguments = ["--quick"] if options.quick else []
+    if options.quick and "--eager" in known:
+        arguments.append("--eager")  # compiling takes longer than all the rest at these sizes
     if options.plots is not None and "--plots" in known:
         arguments += ["--plots", str(options.plots)]
     if name == "gpu" and not torch.cuda.is_available():

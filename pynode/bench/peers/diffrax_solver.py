@@ -21,13 +21,14 @@ MAX_STEPS = 4096
 
 @contextlib.contextmanager
 def precision(dtype: torch.dtype) -> Iterator[None]:
-    """jax in float64 inside, where ``dtype`` is: it keeps float32 only, unless told so, for the process as a whole."""
+    """jax on the CPU inside, in float64 where ``dtype`` is: it keeps float32 only, unless told so, in all the process."""
     import jax
 
     before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", dtype is torch.float64)
     try:
-        yield
+        with jax.default_device(jax.devices("cpu")[0]):
+            yield
     finally:
         jax.config.update("jax_enable_x64", before)
 
