@@ -109,6 +109,7 @@ def training_step(solver: Way, case: Case) -> Callable[[], Tensor]:
 
 def busy(call: Callable[[], Any], device: torch.device, steps: int) -> float:
     """Time with a kernel running over wall time, during some calls."""
+    from torch._C._autograd import DeviceType  # torch.autograd has it, without exporting it
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device.type == "cuda"
@@ -122,7 +123,7 @@ def busy(call: Callable[[], Any], device: torch.device, steps: int) -> float:
     events = seen.key_averages()
     if on_gpu:
         # Kernels only: what launches them is an event too, to which their time may be attributed again.
-        kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [e for e in events if e.device_type == DeviceType.CUDA]
         return float(sum(e.self_device_time_total for e in kernels)) * 1e-6 / wall
     return float(sum(e.self_cpu_time_total for e in events)) * 1e-6 / wall
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-#: What XLA reads when jax makes its first array: no threads inside an operation, and one beside them; and that memory of
-#: a GPU is taken as it is needed, since torch is to have some too.
+#: What XLA reads when jax makes its first array: no threads inside an operation, and one beside them; and that memory
+#: of a GPU is taken as it is needed, since torch is to have some too.
 _XLA = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "NPROC": "1",

@@ -21,7 +21,7 @@ MAX_STEPS = 4096
 
 @contextlib.contextmanager
 def precision(dtype: torch.dtype) -> Iterator[None]:
-    """jax on the CPU inside, in float64 where ``dtype`` is: it keeps float32 only, unless told so, in all the process."""
+    """jax on the CPU inside, in float64 where ``dtype`` is: it keeps float32 only unless told so, process-wide."""
     import jax
 
     before = jax.config.read("jax_enable_x64")
