@@ -13,10 +13,12 @@ from pynode.bench.fields import Case, spiral
 from pynode.bench.peers import line_up, measure
 from pynode.bench.peers.contestant import Contestant, tensors
 from pynode.bench.peers.fields import PROBLEMS_BY_NAME, ConvolutionalBlock, TracedField
+from pynode.bench.peers.lines import Comparison
 from pynode.bench.peers.scipy_solver import scipy_solve
 from pynode.bench.peers.tables import claims, comparisons, failures, ratios, table
 from pynode.bench.reference import reference
 from pynode.bench.stages import stages
+from pynode.bench.timing import Spread
 from pynode.demo.models import Block
 from pynode.problems import PROBLEMS
 
@@ -182,9 +184,23 @@ def test_a_small_run_prints_rows_and_writes_ratios_and_a_plot(tmp_path, monkeypa
         for run in row["pynode eager"]["runs"]:
             assert 0.0 < run["error"] < 1e-2
             assert len(run["samples"]) == 2
-    assert "lotka-volterra forward: eager over torchdiffeq, same tolerance" in written["ratios"]
     assert all(value > 0.0 for value in written["ratios"].values())
     assert not any("solve over" in name for name in written["ratios"])
+
+
+def test_only_steady_ratios_are_watched():
+    case = PROBLEMS_BY_NAME["lotka-volterra"].draw(0, True)
+    steady, restless = Spread(2.0, 1.9, 2.1), Spread(2.0, 1.5, 2.5)
+    found = {
+        ("eager", "a"): Comparison(steady, Spread(4.0, 3.9, 4.1), "interpolated"),
+        ("eager", "b"): Comparison(steady, steady, "at most"),
+        ("eager", "c"): Comparison(restless, None, "never"),
+    }
+    assert ratios(case, "forward", found) == {
+        "lotka-volterra forward: eager over a, same tolerance": 0.5,
+        "lotka-volterra forward: eager over a, equal error": 0.25,
+        "lotka-volterra forward: eager over b, same tolerance": 0.5,
+    }
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from pynode.bench import Claim, Table
+from pynode.bench.baseline import TOLERANCE
 from pynode.bench.fields import Case
 from pynode.bench.peers.line_up import ours
 from pynode.bench.peers.lines import Comparison, Line, compare
+from pynode.bench.timing import Spread
 
 _MARKS = {"interpolated": "", "at most": "<= "}
 
@@ -73,15 +75,23 @@ def comparisons(case: Case, lines: Sequence[Line], tiers: Sequence[str]) -> dict
 
 
 def ratios(case: Case, direction: str, found: dict[tuple[str, str], Comparison]) -> dict[str, float]:
-    """Our time over the peer's: at the same tolerance, and at equal error where that could be read off."""
+    """Our time over the peer's: at the same tolerance, and at equal error where that could be read off.
+
+    Only steady ones: a ratio whose own quartiles lie further apart than what counts as a regression tells none.
+    """
     values = {}
     for (tier, peer), one in found.items():
         name = f"{case.name} {direction}: {tier} over {peer}"
-        if one.same is not None:
+        if one.same is not None and steady(one.same):
             values[f"{name}, same tolerance"] = 1.0 / one.same.median
-        if one.equal is not None and one.how == "interpolated":
+        if one.equal is not None and one.how == "interpolated" and steady(one.equal):
             values[f"{name}, equal error"] = 1.0 / one.equal.median
     return values
+
+
+def steady(ratio: Spread) -> bool:
+    """Whether the quartiles are within the tolerance of ``--check`` of each other."""
+    return ratio.upper <= (1.0 + TOLERANCE) * ratio.lower
 
 
 def owed(case: Case, direction: str, compute_bound: bool) -> list[tuple[str, tuple[str, ...], float]]:
