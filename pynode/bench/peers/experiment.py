@@ -68,6 +68,10 @@ def run(options: argparse.Namespace) -> Report:
             measured[problem.name] = measure(
                 problem, options.directions, tiers, left_out, rounds, draws, options.quick, report, progress
             )
+    report.notes.append(
+        "under each tier: how many times as fast it is as the row, at the same tolerance and at the error it has there; "
+        "median [quartiles] over the rounds."
+    )
     if options.plots is not None:
         from pynode.bench.peers.plots import draw
 
