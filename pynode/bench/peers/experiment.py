@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Report:
                 problem, options.directions, tiers, left_out, rounds, draws, options.quick, report, progress
             )
     report.notes.append(
-        "under each tier: how many times as fast it is as the row, at the same tolerance and at the error it has there; "
+        "under each tier: how many times as fast as the row it is, at the same tolerance and at the error it has; "
         "median [quartiles] over the rounds."
     )
     if options.plots is not None:
