@@ -5,7 +5,8 @@ steps; ``sum(y(t[-1])**2)`` is differentiated in y0 and every parameter, forward
 Errors are relative, against CheckpointedAdjoint with Vern9 in float64 at 1e-12, which in turn is held against a finite
 difference along a random direction and SciPy's solution. Memory is the most bytes alive at once in tensors made during
 a gradient; for diffrax, by XLA's own account, what it takes beyond inputs and results; "-" where it cannot be seen
-(Julia, compiled code). Times are medians over alternating slots, with their quartiles.
+(Julia, compiled code). Times are medians over alternating slots, with their quartiles. All cases take an hour or more, the
+long horizon most of it: ``--cases`` chooses.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tiers", nargs="+", choices=tuple(TIERS), help="pynode's compile= (all by default, eager with --quick)"
     )
     parser.add_argument("--without", nargs="+", choices=(*NEEDS, "julia"), default=[], help="leave out these libraries")
-    parser.add_argument("--rounds", type=int, help="rounds of slots (5, with --quick 1)")
+    parser.add_argument("--rounds", type=int, help="rounds of slots (3, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="small problems and one round, such as CI can afford")
 
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> Report:
     report.notes += [f"left out: {name}" for name in options.without]
     left_out = [*lacking, *options.without]
     tiers = options.tiers or (["eager"] if options.quick else list(TIERS))
-    rounds = options.rounds or (1 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else 3)
     cases = [CASES[name][int(options.quick)]() for name in options.cases or CASES]
     found = [(case, ways(case, tiers, left_out)) for case in cases]
     report.data = {"absent": lacking, "cases": {}}
