@@ -58,9 +58,18 @@ from pynode.algorithms import (
     Yoshida6,
 )
 from pynode.batch_solution import BatchSolution, RowCounts
+from pynode.compile_stats import CompileStats, compile_stats
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
-from pynode.errors import FieldError, GradientError, InputError, PynodeError, SolveError, UnsupportedError
+from pynode.errors import (
+    CompileWarning,
+    FieldError,
+    GradientError,
+    InputError,
+    PynodeError,
+    SolveError,
+    UnsupportedError,
+)
 from pynode.events import Event, Firing, RowFiring
 from pynode.per_sample import PerSample
 from pynode.recommend import Recommendation, recommend
@@ -112,6 +121,8 @@ __all__ = [
     "BacksolveAdjoint",
     "BatchSolution",
     "CheckpointedAdjoint",
+    "CompileStats",
+    "CompileWarning",
     "Counts",
     "CrosscheckReport",
     "DirectAdjoint",
@@ -170,6 +181,7 @@ __all__ = [
     "Vern7",
     "Vern9",
     "Yoshida6",
+    "compile_stats",
     "crosscheck",
     "nn",
     "problems",

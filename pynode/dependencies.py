@@ -48,8 +48,8 @@ class Dependencies:
         Differentiable tensors of ``args``.
     parameters : list of Tensor
         Everything else: module parameters, captured leaves and captured tensors with a history.
-    derivative : Tensor
-        ``f(t0, y0)`` of the probing evaluation, without its graph.
+    derivative : Tensor or None
+        ``f(t0, y0)`` of the probing evaluation, without its graph; None where the dependencies were known.
 
     ``jump`` is infinity in the direction of integration where ``f`` is to be evaluated just after ``t0``.
     """
@@ -84,6 +84,7 @@ class Dependencies:
         # Looked for before f runs: what f leaves behind in itself (weight_norm's product) is none of its inputs.
         search = [] if self.explicit else list(captured_tensors((problem.f, *problem.arguments.leaves)))
         found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
+        self.derivative: Tensor | None
         self.derivative, direct, outer = self._probe(counts, jump, found)
         reached = {id(x) for x in direct}
         if self.explicit:
@@ -183,6 +184,7 @@ class Dependencies:
         """Raise GradientError unless ``f`` has the value at the initial time that it had before the solve, to half the
         digits of its precision: of its own size, or of a rate that moves the state by its size over the span."""
         problem, before = self.problem, self.derivative
+        assert before is not None
         y0, times = problem.y0.detach(), problem.times
         with torch.no_grad():
             again = field(self._time, y0)

@@ -66,3 +66,7 @@ def not_finite(what: str) -> GradientError:
 def explain(value: str, expectation: str, remedy: str) -> str:
     """The one form of every message: what came, what was expected, what to do."""
     return f"{value}. Expected: {expectation}. Remedy: {remedy}."
+
+
+class CompileWarning(UserWarning):
+    """A solve asked for with ``compile="solve"`` was not done in C++."""

@@ -146,11 +146,15 @@ def solve(
         Times that adaptive steps must meet.
     d_discontinuities : sequence of float
         Times at which ``f`` jumps: met exactly, ``f`` being evaluated just before and just after them.
-    compile : False or "step"
+    compile : False, "solve" or "step"
+        ``"solve"`` runs the whole solve by an explicit Runge-Kutta method, and its pullback under
+        ``CheckpointedAdjoint``, in C++ made from the captured field (on the CPU; g++ or clang++ is needed). It takes
+        the steps of the eager solve and has its values and gradients, to rounding. The first solve of a field and
+        shape compiles for some seconds. What cannot be done there is done by torch, with a CompileWarning.
         ``"step"`` runs every step, and every step's pullback under ``CheckpointedAdjoint``, as one graph of
-        ``torch.compile``: about twice as quick for small models, after most of a minute of compilation for each new
-        field, shape and method (seconds where torch has it in its cache on disk). Results agree with the eager ones to
-        rounding. Under gradients only with ``CheckpointedAdjoint``; the field must be a module or a function.
+        ``torch.compile``: about twice as quick as eager for small models, after most of a minute of compilation for
+        each new field, shape and method (seconds where torch has it in its cache on disk). Under gradients only with
+        ``CheckpointedAdjoint``, ``GaussAdjoint`` and ``QuadratureAdjoint``; the field must be a module or a function.
     observer : object, optional
         Callbacks around steps, with methods ``step`` (before each attempt), ``accepted`` and ``rejected`` (after it),
         each called with ``(t, y_flat, dt)``: time and state at the start of the step, and its signed length. For
@@ -217,6 +221,8 @@ def solve(
     if events is not None and not isinstance(events, Watch):
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
+    if compile == "solve" and backend == "torch":
+        from pynode.cpp.backend import BACKEND as engine
     if backend != "torch" and not (jac is None and mass_matrix is None):
         raise UnsupportedError(
             explain(
@@ -252,10 +258,10 @@ def solve(
     check_steps(max_steps, dt0, dtmin, dtmax)
     check_controller(controller)
 
-    if compile not in (False, "step"):
-        raise InputError(explain(f"compile = {compile!r}", "False or 'step'", "use compile='step'"))
+    if compile not in (False, "step", "solve"):
+        raise InputError(explain(f"compile = {compile!r}", "False, 'step' or 'solve'", "use compile='solve'"))
     if (
-        compile
+        compile == "step"
         and (torch.is_grad_enabled() or functional)
         and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
     ):

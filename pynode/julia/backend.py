@@ -17,9 +17,10 @@ from pynode.julia.lanes import learn, repeated
 from pynode.julia.names import known
 from pynode.julia.pulling_back import pull_back
 from pynode.julia.record import JuliaRecord
-from pynode.julia.routes import dependencies_of, route_for
+from pynode.julia.routes import route_for
 from pynode.julia.runtime import absent, julia
 from pynode.julia.solving import count, keeps_saved_only, solve_call
+from pynode.known_fields import dependencies_of
 from pynode.sensealg import (
     BacksolveAdjoint,
     GaussAdjoint,

@@ -2,7 +2,7 @@
 
 What there is to check and to prepare is the same every time, and takes several times as long as Julia takes to solve a
 small problem. A lane keeps what was found out the first time and tells whether it still holds: the options are the
-same, the state is of the same form, and the field is what it was (:mod:`pynode.julia.watch`). Only the numbers are new.
+same, the state is of the same form, and the field is what it was (:mod:`pynode.watch`). Only the numbers are new.
 What goes wrong on a lane is done again in full, so that errors come from one place.
 """
 
@@ -26,8 +26,9 @@ from pynode.julia.crossing import PullBackCall, Reply, SolveCall
 from pynode.julia.emitted import EmittedRoute
 from pynode.julia.pulling_back import reverse, reverse_call
 from pynode.julia.record import JuliaRecord
-from pynode.julia.routes import Entry, entries_of
+from pynode.julia.routes import known_entries
 from pynode.julia.solving import count
+from pynode.known_fields import Entry
 from pynode.problem import ODEProblem
 from pynode.queries import queried
 from pynode.sensealg import ContinuousAdjoint, SensitivityAlgorithm
@@ -230,21 +231,21 @@ def learn(record: JuliaRecord, call: SolveCall) -> None:
         and not (request.time_gradient or problem.autocast.enabled or torch.is_inference_mode_enabled())
         and (not request.algorithm.adaptive or float(request.rtol) >= torch.finfo(layout.dtype).eps / 2)
     ):
-        new, lanes = Lane(record, call), route.entry.lanes
+        new, lanes = Lane(record, call), route.entry.lanes.setdefault("julia", [])
         lanes[:] = [*[x for x in lanes if (x.form, x.times) != (new.form, new.times) or not x.asked(new.question)], new]
         del lanes[:-_KEPT]
 
 
 def repeated(f: Any, y0: Any, t: Any, question: tuple[Any, ...]) -> Solution | None:
     """The solution of a problem for which there is a lane, None where there is none."""
-    entries = entries_of(f)
+    entries = known_entries(f)
     if not entries or type(y0) not in _TENSORS or active() or dual_level():
         return None
     if torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled() or not y0.is_cpu:
         return None
     form = _form(y0, y0.shape)
     for entry in entries:
-        for lane in entry.lanes:
+        for lane in entry.lanes.get("julia", ()):
             if lane.form == form and lane.asked(question) and lane.at(t) and entry.current():
                 found: Solution | None = lane.solution(entry, f, y0, t)
                 return found

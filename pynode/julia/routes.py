@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from pynode.julia.capture import NotCapturable, capture
 from pynode.julia.emit import Program, emit
 from pynode.julia.emitted import EmittedRoute, LoadedProgram
 from pynode.julia.runtime import Julia
-from pynode.julia.watch import Watch
+from pynode.known_fields import Entry, dependencies_of, entries_of, weakly
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 
@@ -61,32 +60,6 @@ class Capture:
     loaded: dict[int, LoadedProgram] = field(default_factory=dict)
 
 
-@dataclass
-class Entry:
-    """What is known of a field under a signature, as long as ``watch`` sees no change.
-
-    ``held`` keeps the arguments alive whose identities are in the signature; ``fixed`` are tensors that are part of a
-    program, not of the parameter vector, and ``versions`` how often they had been written into.
-    """
-
-    signature: Any
-    watch: Watch
-    held: list[Any]
-    fixed: list[Tensor]
-    versions: list[int]
-    dependencies: Dependencies
-    capture: Capture | None = None
-    #: What repeated solves go by (:mod:`pynode.julia.lanes`).
-    lanes: list[Any] = field(default_factory=list)
-
-    def current(self) -> bool:
-        """Whether the field is still what it was."""
-        return self.versions == [x._version for x in self.fixed] and self.watch.unchanged()
-
-
-_ENTRIES: weakref.WeakKeyDictionary[Any, list[Entry]] = weakref.WeakKeyDictionary()
-_KEPT = 8  # signatures of one field, such as the sizes of batches
-
 _TRACING = threading.RLock()  # torch's tracers patch torch itself
 
 _PROGRAMS: dict[tuple[str, int], LoadedProgram] = {}
@@ -94,14 +67,9 @@ _FORCED: list[str] = []
 _ANNOUNCED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def entries_of(f: Any) -> Sequence[Entry]:
+def known_entries(f: Any) -> Sequence[Entry]:
     """What is known of a field, by signature; nothing while fields are called back."""
-    if _FORCED:
-        return ()
-    try:
-        return _ENTRIES.get(f, ())
-    except TypeError:  # no weak reference, or no hash
-        return ()
+    return () if _FORCED else entries_of(f)
 
 
 @contextlib.contextmanager
@@ -112,68 +80,6 @@ def callbacks() -> Iterator[None]:
         yield
     finally:
         _FORCED.pop()
-
-
-def dependencies_of(
-    problem: ODEProblem, counts: Counts, params: Iterable[Tensor] | None, allow_unused: bool, jump: float
-) -> Dependencies:
-    """The tensors a gradient is owed to: those found before, where nothing that ``f`` reaches has changed."""
-    if params is not None or not _weakly(problem.f):
-        return Dependencies(problem, counts, params, allow_unused, jump)
-    signature = _signature(problem, allow_unused, jump)
-    entries = _ENTRIES.setdefault(problem.f, [])
-    for entry in entries:
-        if entry.signature == signature and entry.current():
-            return _renewed(entry, problem)
-    entries[:] = [x for x in entries if x.signature != signature][-_KEPT + 1 :]
-    dependencies = Dependencies(problem, counts, None, allow_unused, jump)
-    # What is kept here must hold neither the field, which would never be forgotten, nor this solve's arguments, whose
-    # history would not be.
-    given = {id(x) for x in problem.arguments.tensors}
-    data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
-    given |= {id(x) for x in data}
-    held = [x for x in problem.arguments.leaves if id(x) not in given]
-    watch = Watch([problem.f, *held])
-    inputs = {id(x) for x in (*dependencies.parameters, *problem.arguments.tensors)}
-    fixed = [x for x in watch.tensors if id(x) not in inputs and not x.is_inference()]
-    lasting = copy.copy(dependencies)
-    lasting.problem, lasting.arguments = None, []  # type: ignore[assignment]
-    entry = Entry(signature, watch, held, fixed, [x._version for x in fixed], lasting)
-    entries.append(entry)
-    return _renewed(entry, problem)
-
-
-def _renewed(entry: Entry, problem: ODEProblem) -> Dependencies:
-    found = copy.copy(entry.dependencies)
-    found.problem = problem
-    found.arguments = problem.arguments.tensors
-    found.known = entry
-    return found
-
-
-def _weakly(f: Any) -> bool:
-    try:
-        weakref.ref(f)
-    except TypeError:
-        return False
-    # What compares by value would share what is known of one with another.
-    return getattr(type(f), "__eq__", None) is getattr(object, "__eq__")  # noqa: B009
-
-
-def _signature(problem: ODEProblem, allow_unused: bool, jump: float) -> Any:
-    layout, cast = problem.layout, problem.autocast
-    data = {id(x) for x in problem.arguments.values(layout.dtype, layout.device)}
-    leaves = [
-        (tuple(x.shape), x.dtype, x.device, x.requires_grad)
-        if isinstance(x, Tensor) and (x.requires_grad or id(x) in data)
-        else (id(x), x if isinstance(x, int | float | str | bool) else None)
-        for x in problem.arguments.leaves
-    ]
-    return (
-        (layout.template, layout.shapes, layout.dtypes, layout.device, problem.cost_layout is None),
-        (cast.enabled, cast.dtype, allow_unused, jump, torch.is_inference_mode_enabled()),
-        leaves,
-    )
 
 
 def route_for(engine: Julia, request: Request) -> Route:
@@ -188,12 +94,12 @@ def route_for(engine: Julia, request: Request) -> Route:
     data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
     inputs = data if dependencies is None else [*dependencies.arguments, *dependencies.parameters, *data]
     entry: Entry | None = None if dependencies is None else dependencies.known
-    captured = None if entry is None else entry.capture
+    captured: Capture | None = None if entry is None else entry.programs.get("julia")
     if captured is None:
         with _TRACING:
-            captured = (entry and entry.capture) or _captured(problem, dependencies)
+            captured = (entry and entry.programs.get("julia")) or _captured(problem, dependencies)
             if entry is not None:
-                entry.capture = captured
+                entry.programs["julia"] = captured
     if captured.program is None or _FORCED:
         return CallbackRoute(engine, problem, dependencies)
     device = 0 if problem.layout.device.type == "cpu" else 1
@@ -210,8 +116,8 @@ def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture
         program = emit(found, array)
     except NotCapturable as refusal:
         f = problem.f
-        if not _weakly(f) or f not in _ANNOUNCED:
-            if _weakly(f):
+        if not weakly(f) or f not in _ANNOUNCED:
+            if weakly(f):
                 _ANNOUNCED.add(f)
             warnings.warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning, stacklevel=6)
         return Capture(None, [])

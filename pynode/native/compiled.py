@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.compile_stats import COUNTS
 from pynode.errors import UnsupportedError, explain
 from pynode.layout import Layout
 from pynode.native.adjoints.backward import Against
@@ -164,6 +165,7 @@ def _compiled(
         step.__code__ = step.__code__.replace(co_name=f"step_{len(known)}")
         # On the CPU the time goes into calling small kernels: the C++ wrapper calls them without Python.
         options: dict[str, Any] = {"cpp_wrapper": True} if layout.device.type == "cpu" else {}
+        COUNTS.graphs += 1
         known[key] = torch.compile(step, dynamic=False, options=options)
     return known[key]
 

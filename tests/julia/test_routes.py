@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pynode import known_fields
 from pynode.dependencies import Dependencies
 from pynode.julia import routes
 from pynode.julia.capture import capture
 from pynode.julia.emitted import EmittedRoute
-from pynode.julia.watch import Watch
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
+from pynode.watch import Watch
 
 Y0 = torch.ones(2, dtype=torch.float64)
 
@@ -128,13 +129,13 @@ def test_fields_made_for_one_solve_are_forgotten():
         yield Scaled()
 
     gc.collect()
-    before = len(routes._ENTRIES)
+    before = len(known_fields._ENTRIES)
     for _ in range(5):
         for f in kinds():
             found(f)
     del f
     gc.collect()
-    assert len(routes._ENTRIES) == before
+    assert len(known_fields._ENTRIES) == before
 
 
 def test_the_parameter_vector_has_the_precision_of_the_state():

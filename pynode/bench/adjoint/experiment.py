@@ -5,8 +5,8 @@ steps; ``sum(y(t[-1])**2)`` is differentiated in y0 and every parameter, forward
 Errors are relative, against CheckpointedAdjoint with Vern9 in float64 at 1e-12, which in turn is held against a finite
 difference along a random direction and SciPy's solution. Memory is the most bytes alive at once in tensors made during
 a gradient; for diffrax, by XLA's own account, what it takes beyond inputs and results; "-" where it cannot be seen
-(Julia, compiled code). Times are medians over alternating slots, with their quartiles. All cases take an hour or more, the
-long horizon most of it: ``--cases`` chooses.
+(Julia, compiled code). Times are medians over alternating slots, with their quartiles. The long horizon
+takes by far the longest: ``--cases`` chooses.
 """
 
 from __future__ import annotations

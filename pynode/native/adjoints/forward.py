@@ -87,6 +87,7 @@ class Columns:
         if self.initial:
             columns[: self.n] = torch.eye(self.n, dtype=y0.dtype, device=y0.device)
         if self.start_time:
+            assert self.dependencies.derivative is not None
             columns[self.initial] = -self.dependencies.derivative
         return torch.cat([y0, columns.reshape(-1)])
 
