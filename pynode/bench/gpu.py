@@ -27,6 +27,7 @@ from pynode.bench.adjoint.cases import network
 from pynode.bench.contestants import TorchDiffEq, Way
 from pynode.bench.fields import Case
 from pynode.bench.gpu_diffrax import DiffraxStep, jax_device_absent
+from pynode.bench.own_tier import own_tier
 from pynode.bench.packages import missing
 from pynode.bench.peers.fields import convolution
 from pynode.bench.peers.line_up import TIERS, tier_solver
@@ -142,8 +143,9 @@ def contestants(case: Case, device: torch.device, tiers: list[str], report: Repo
     ready: dict[str, Callable[[], Any]] = {}
     for name, make in ways.items():
         try:
-            step = make()
-            step()
+            with own_tier():
+                step = make()
+                step()
         except (PynodeError, RuntimeError, AssertionError) as raised:
             report.notes.append(f"{case.name}: {name}: {type(raised).__name__}: {str(raised).splitlines()[0]}")
         else:

@@ -10,6 +10,7 @@ import torch
 import pynode
 from pynode.bench.__main__ import main
 from pynode.bench.fields import Case, spiral
+from pynode.bench.own_tier import own_tier
 from pynode.bench.peers import line_up, measure
 from pynode.bench.peers.contestant import Contestant, tensors
 from pynode.bench.peers.fields import PROBLEMS_BY_NAME, ConvolutionalBlock, TracedField
@@ -19,7 +20,9 @@ from pynode.bench.peers.tables import claims, comparisons, failures, ratios, tab
 from pynode.bench.reference import reference
 from pynode.bench.stages import stages
 from pynode.bench.timing import Spread
+from pynode.cpp.backend import COUNTS
 from pynode.demo.models import Block
+from pynode.errors import UnsupportedError
 from pynode.problems import PROBLEMS
 
 OTHERS = ["torchode", "torchdyn", "diffrax", "julia"]
@@ -186,6 +189,14 @@ def test_a_small_run_prints_rows_and_writes_ratios_and_a_plot(tmp_path, monkeypa
             assert len(run["samples"]) == 2
     assert all(value > 0.0 for value in written["ratios"].values())
     assert not any("solve over" in name for name in written["ratios"])
+
+
+def test_a_tier_that_falls_back_is_refused():
+    with own_tier():
+        pass
+    with pytest.raises(UnsupportedError, match="fell back: made up"), own_tier():
+        COUNTS.fallen_back["made up"] += 1
+    COUNTS.fallen_back.pop("made up")
 
 
 def test_only_steady_ratios_are_watched():

@@ -23,6 +23,7 @@ from pynode.bench.adjoint.ways import WayToDifferentiate, ways
 from pynode.bench.contestants import Pynode, final, gradient
 from pynode.bench.distance import error
 from pynode.bench.fields import Case
+from pynode.bench.own_tier import own_tier
 from pynode.bench.peers.contestant import tensors
 from pynode.bench.peers.diffrax_solver import precision
 from pynode.bench.peers.line_up import NEEDS, TIERS, absent
@@ -88,8 +89,9 @@ def measure(
     for way in found:
         name = way.contestant.name
         try:
-            call = way.contestant.prepare(case)
-            rows[name] = {"error": error(tensors(call()), reference.gradient)}
+            with own_tier():
+                call = way.contestant.prepare(case)
+                rows[name] = {"error": error(tensors(call()), reference.gradient)}
             rows[name]["peak_bytes"] = None if way.peak is None else way.peak(case, call)
             ready[name] = call
         except Exception as raised:  # a library may raise anything; whatever it is, the row says so
@@ -100,7 +102,7 @@ def measure(
         rows[name] |= {"median": timing.median, "samples": list(timing.samples)}
     report.tables.append(_table(case, rows, {name: timing.spread for name, timing in timings.items()}))
     report.notes += [f"{case.name}: {name}: {row['refused']}" for name, row in rows.items() if "refused" in row]
-    report.data["cases"][case.name] = {
+    report.data.setdefault("cases", {})[case.name] = {
         "title": case.title,
         "steps": [accepted, rejected],
         "reference": {"peer": peer, "solution": solution_gap, "finite_difference": gradient_gap},

@@ -12,6 +12,7 @@ from typing import Any
 from pynode.bench.distance import error, root_mean_square
 from pynode.bench.fields import Case
 from pynode.bench.overhead import each
+from pynode.bench.own_tier import own_tier
 from pynode.bench.peers.contestant import Contestant, tensors
 from pynode.bench.peers.lines import Line
 from pynode.bench.reference import Reference
@@ -46,7 +47,8 @@ def lines(
         for rtol in rtols:
             progress.show(f"{draws[0].name}: error of {contestant.name} at {rtol:g}")
             try:
-                line.errors[rtol] = _error(contestant, draws, references, rtol, differentiated)
+                with own_tier():
+                    line.errors[rtol] = _error(contestant, draws, references, rtol, differentiated)
                 ready[_key(contestant.name, rtol)] = contestant.prepare(at(draws[0], rtol))
             except Exception as raised:  # a library may raise anything; whatever it is, the row says so
                 line.errors.pop(rtol, None)
