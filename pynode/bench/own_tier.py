@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pynode.cpp.backend import COUNTS
+from pynode.compile_stats import COUNTS
 from pynode.errors import UnsupportedError, explain
 
 

@@ -20,7 +20,7 @@ from pynode.bench.peers.tables import claims, comparisons, failures, ratios, tab
 from pynode.bench.reference import reference
 from pynode.bench.stages import stages
 from pynode.bench.timing import Spread
-from pynode.cpp.backend import COUNTS
+from pynode.compile_stats import COUNTS
 from pynode.demo.models import Block
 from pynode.errors import UnsupportedError
 from pynode.problems import PROBLEMS
