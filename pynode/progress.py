@@ -49,13 +49,13 @@ class Line:
 class Bar:
     """rich's progress bar on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "solve") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        columns = (TextColumn("solve"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
+        columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=1 / INTERVAL)
-        self._task = self._progress.add_task("solve", total=1.0, text="")
+        self._task = self._progress.add_task(label, total=1.0, text="")
         self._progress.start()
 
     def update(self, fraction: float, text: str) -> None:
@@ -64,6 +64,11 @@ class Bar:
     def close(self, text: str) -> None:
         self._progress.update(self._task, text=text)
         self._progress.stop()
+
+
+def displayed(label: str) -> Display:
+    """A bar where rich is installed, else a line."""
+    return Bar(label) if importlib.util.find_spec("rich") is not None else Line()
 
 
 class Reporter:
@@ -103,7 +108,7 @@ class Reporter:
 def with_progress(solve: Callable[..., Solution], y0: Any, t: Any, options: dict[str, Any]) -> Solution:
     """``solve(y0=y0, t=t, **options)``, shown."""
     _, times = check_times("t", t)
-    display: Display = Bar() if importlib.util.find_spec("rich") is not None else Line()
+    display = displayed("solve")
     reporter = Reporter(times[0], times[-1], options["observer"], display)
     outcome, reached = "failed", times[0]
     try:

@@ -8,6 +8,7 @@ registered in ``pynode.bench.__main__``. Here is what they share: the form of a 
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pynode.bench.packages import versions
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,19 @@ class Claim:
 
 @dataclass
 class Report:
-    """Outcome of an experiment. ``data`` is what ``--json`` writes beside the environment and the claims."""
+    """Outcome of an experiment.
+
+    ``data`` is what ``--json`` writes beside the environment and the claims; ``ratios`` are times of pynode over those
+    of others, by name, which ``--check`` holds against the committed ones (:mod:`pynode.bench.baseline`).
+    ``failed`` names what could not be measured at all: the command then ends with status 1.
+    """
 
     tables: list[Table]
     claims: list[Claim]
     notes: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def print(self) -> None:
         """Print tables, notes and claims; the tables by rich where it is installed."""
@@ -69,6 +79,8 @@ class Report:
             print(note)
         for claim in self.claims:
             print(claim)
+        for why in self.failed:
+            print(f"  FAILED  {why}")
 
 
 def _print_table(table: Table) -> None:
@@ -94,11 +106,18 @@ def environment() -> dict[str, Any]:
     """The facts a timing depends on."""
     return {
         "pynode": _commit(),
-        "torch": torch.__version__,
         "python": platform.python_version(),
+        **versions(),
         "cpu": next(_cpu_models(), platform.processor() or platform.machine()),
+        "cores": os.cpu_count(),
+        "machine": machine_class(),
         "threads": torch.get_num_threads(),
     }
+
+
+def machine_class() -> str:
+    """What ratios of times depend on most, short of the very machine: architecture and vector instructions."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _cpu_models() -> Iterator[str]:

@@ -14,19 +14,12 @@ from typing import Any
 
 import pynode
 from pynode.bench import Claim, Report, Table, seminorm, work_precision
+from pynode.bench.contestants import Pynode, Solver, TorchDiffEq, gradient
+from pynode.bench.distance import error, root_mean_square
 from pynode.bench.fields import spiral
-from pynode.bench.overhead import (
-    ADJOINT,
-    BACKPROP,
-    Pynode,
-    Solver,
-    TorchDiffEq,
-    each,
-    error,
-    gradient,
-    reference,
-    root_mean_square,
-)
+from pynode.bench.overhead import each
+from pynode.bench.overhead_tables import ADJOINT, BACKPROP
+from pynode.bench.reference import reference
 from pynode.bench.timing import alternate
 
 SUMMARY = "gradient error against work, the seminorm, speed beside torchdiffeq's adjoint"
@@ -94,6 +87,8 @@ def run(options: argparse.Namespace) -> Report:
         ]
     if "speed" in parts:
         table, claims, data = speed(draws, repeats, solvers(options.eager))
+        theirs = (ADJOINT, BACKPROP)
+        report.ratios |= {f"{k} over {ADJOINT}": 1.0 / row["faster"] for k, row in data.items() if k not in theirs}
         report.tables.append(table)
         report.claims += claims
         report.data["speed"] = data

@@ -18,19 +18,11 @@ from torch import Tensor
 
 import pynode
 from pynode.bench import Claim, Report, Table
+from pynode.bench.contestants import Pynode, TorchDiffEq, final, gradient
+from pynode.bench.distance import error, root_mean_square
 from pynode.bench.fields import CASES, Case
-from pynode.bench.overhead import (
-    ADJOINT,
-    BACKPROP,
-    PEER,
-    Pynode,
-    TorchDiffEq,
-    error,
-    final,
-    gradient,
-    reference,
-    root_mean_square,
-)
+from pynode.bench.overhead_tables import ADJOINT, BACKPROP, PEER
+from pynode.bench.reference import reference
 from pynode.bench.timing import Timing, alternate
 from pynode.julia.routes import callbacks
 

@@ -18,6 +18,7 @@ from pynode.live_bytes import peak_during
 SUMMARY = "peak memory of a gradient against the number of steps"
 
 STEPS = (10, 100, 1000)
+QUICK = (9, 36, 100)
 
 
 def checkpoints(steps: int) -> int:
@@ -90,11 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, default=100_000, help="float32 elements of the state (default: %(default)s)"
     )
+    parser.add_argument("--quick", action="store_true", help="few steps of a small state")
 
 
 def run(options: argparse.Namespace) -> Report:
     """Measure every sensitivity algorithm at every number of steps."""
-    return measure(STEPS, options.size)
+    return measure(QUICK, 500) if options.quick else measure(STEPS, options.size)
 
 
 def measure(steps: Sequence[int], size: int) -> Report:

@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=math.inf,
         help="leave out the tighter tolerances of a method on a problem that took longer than this",
     )
+    parser.add_argument("--quick", action="store_true", help="three problems and two tolerances: a look")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="write work-precision plots there")
 
 
@@ -96,6 +97,8 @@ def options_check(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     options_check(options)
+    if options.quick:
+        options.problems, options.rtol = options.problems or ["A1", "B1", "vdpol"], [1e-3, 1e-5]
     report = Report([], [])
     runs: dict[Key, Run] = {}
     log = RunLog(options.keep)

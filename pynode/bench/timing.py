@@ -32,6 +32,30 @@ class Timing:
         """Median over rounds of this contestant's time divided by the other's in the same round."""
         return statistics.median(a / b for a, b in zip(self.samples, other.samples, strict=True))
 
+    @property
+    def spread(self) -> Spread:
+        return spread(self.samples)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of several values with their lower and upper quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.lower:.2f}, {self.upper:.2f}]"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles, linear between the sorted values; of a single value, it three times."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, lower, upper)
+
 
 def alternate(
     contestants: Mapping[str, Callable[[], object]],
@@ -41,6 +65,7 @@ def alternate(
     slot: float = 0.0,
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time every contestant once in each of ``rounds`` rounds.
 
@@ -57,6 +82,8 @@ def alternate(
         Untimed calls of each contestant before the first round.
     clock : callable
         Seconds, monotone.
+    between : callable
+        Called after every round, while no clock runs.
 
     Returns
     -------
@@ -86,6 +113,7 @@ def alternate(
                 for _ in times:
                     call()
                 samples[name].append((clock() - start) / repeat[name])
+            between()
     finally:
         if enabled:
             gc.enable()

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import pynode
-from pynode.bench import Claim, Report, Table, memory, overhead
+from pynode.bench import Claim, Report, Table, contestants, distance, memory, overhead, reference
+from pynode.bench import overhead_tables as names
+from pynode.bench import work as counting
 from pynode.bench.__main__ import EXPERIMENTS, main
 from pynode.bench.fields import CASES, mlp, spiral
 from pynode.bench.timing import Timing, alternate
@@ -82,7 +84,7 @@ def test_the_spiral_starts_on_the_spiral():
 
 def test_counting_sees_evaluations_and_pullbacks():
     case = spiral()
-    with overhead.counting(case.field) as work:
+    with counting.counting(case.field) as work:
         y = case.y0.clone().requires_grad_()
         out = case.field(case.t[0], y) + case.field(case.t[1], y)
         assert (work.evaluations, work.pullbacks) == (2, 0)
@@ -93,8 +95,8 @@ def test_counting_sees_evaluations_and_pullbacks():
 
 def test_hooks_count_what_the_solver_counts():
     case = spiral()
-    solver = overhead.Pynode(algorithm=pynode.DP5())
-    forward, backward = overhead.work_of_gradient(solver, case)
+    solver = contestants.Pynode(algorithm=pynode.DP5())
+    forward, backward = counting.work_of_gradient(solver, case)
     y0 = case.y0.clone().requires_grad_()
     sol = solver.solution(case, y0)
     torch.autograd.grad(sol.ys[-1].pow(2).sum(), [y0, *case.field.parameters()])
@@ -105,20 +107,20 @@ def test_hooks_count_what_the_solver_counts():
 
 def test_reference_agrees_with_an_independent_solver_and_with_finite_differences():
     case = spiral()
-    _, solution, gradient = overhead.crosscheck(case, overhead.reference(case))
+    _, solution, gradient = reference.crosscheck(case, reference.reference(case))
     assert solution < 1e-11
     assert gradient < 1e-7
 
 
 def test_error_is_relative_over_all_tensors():
     exact = [torch.tensor([3.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)]
-    assert overhead.error([torch.tensor([3.0]), torch.tensor([4.5])], exact) == pytest.approx(0.1)
+    assert distance.error([torch.tensor([3.0]), torch.tensor([4.5])], exact) == pytest.approx(0.1)
 
 
 def test_overhead_report_on_a_tiny_run():
     pytest.importorskip("torchdiffeq")
-    forward = {name: overhead.FORWARD[name] for name in (overhead.PEER, overhead.OURS)}
-    gradients = {name: overhead.GRADIENT[name] for name in (overhead.ADJOINT, overhead.BACKPROP, overhead.DEFAULT)}
+    forward = {name: overhead.FORWARD[name] for name in (names.PEER, names.OURS)}
+    gradients = {name: overhead.GRADIENT[name] for name in (names.ADJOINT, names.BACKPROP, names.DEFAULT)}
     before = [p.clone() for p in spiral(0).field.parameters()]
     draws = [spiral(0), spiral(1)]
     report = overhead.measure([draws], 2, forward, gradients)
@@ -126,15 +128,15 @@ def test_overhead_report_on_a_tiny_run():
         torch.testing.assert_close(p, q, rtol=0, atol=0)
     assert not hasattr(draws[0].field, "callback_accept_step")
     solved, pulled = report.tables
-    assert [row[0] for row in solved.rows] == [*forward, overhead.BARE]
+    assert [row[0] for row in solved.rows] == [*forward, names.BARE]
     assert [row[0] for row in pulled.rows] == list(gradients)
     assert all(len(row) == len(table.columns) for table in report.tables for row in table.rows)
     data = json.loads(json.dumps(report.data))["spiral"]
-    assert data["forward"][overhead.PEER]["faster"] == 1.0
-    assert len(data["gradient"][overhead.DEFAULT]["samples"]) == 2
+    assert data["forward"][names.PEER]["faster"] == 1.0
+    assert len(data["gradient"][names.DEFAULT]["samples"]) == 2
     for values in (*data["gradient"].values(), *(data["forward"][name] for name in forward)):
         assert 0.0 < values["error"] < 1e-4
-    assert data["gradient"][overhead.DEFAULT]["pullbacks"] == data["gradient"][overhead.DEFAULT]["backward"]
+    assert data["gradient"][names.DEFAULT]["pullbacks"] == data["gradient"][names.DEFAULT]["backward"]
     assert len(report.claims) == 6
 
 

@@ -1,0 +1,1 @@
+"""Gradients of large problems: see :mod:`pynode.bench.adjoint.experiment`."""
