@@ -126,7 +126,7 @@ def test_dense_output_resuming_and_gradients_of_times():
     values = []
     for compile in (False, "solve", "solve"):
         t = TIMES.clone().requires_grad_()
-        sol = pynode.solve(f, y0, t, compile=compile)
+        sol = pynode.solve(f, y0, t, compile=compile, **STEADY)
         more = sol.resume([4.0])
         inputs = [y0, t, *f.parameters()]
         at = torch.tensor(1.234, dtype=F64, requires_grad=True)
@@ -140,7 +140,7 @@ def test_of_a_repeated_solve_without_gradients_of_times():
     f, y0 = Net(), start()
     every = []
     for compile in (False, "solve", "solve"):
-        sol = pynode.solve(f, y0, TIMES, compile=compile)
+        sol = pynode.solve(f, y0, TIMES, compile=compile, **STEADY)
         loss = sol(1.234).sum() + sol.derivative(0.5).sum() + sol.resume([4.0]).ys[-1].sum()
         found = [loss, *torch.autograd.grad(loss, [y0, *f.parameters()])]
         every.append(found)
@@ -152,7 +152,7 @@ def test_second_derivatives():
     f, y0 = Net(), start()
     found = []
     for compile in (False, "solve", "solve"):
-        ys = pynode.solve(f, y0, TIMES, compile=compile).ys
+        ys = pynode.solve(f, y0, TIMES, compile=compile, **STEADY).ys
         (first,) = torch.autograd.grad(ys[-1].square().sum(), y0, create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), [y0, *f.parameters()]))
     for other in found[1:]:
@@ -256,9 +256,9 @@ def test_a_frozen_weight_and_one_that_f_does_not_use():
     f.second.bias.requires_grad_(False)
     inputs = [f.pace, f.first.weight]
     for _ in range(2):
-        sol = pynode.solve(f, y0, TIMES, compile="solve", allow_unused=True)
+        sol = pynode.solve(f, y0, TIMES, compile="solve", allow_unused=True, **STEADY)
         found = torch.autograd.grad(sol.ys.sum(), inputs)
-        wanted = torch.autograd.grad(pynode.solve(f, y0, TIMES, allow_unused=True).ys.sum(), inputs)
+        wanted = torch.autograd.grad(pynode.solve(f, y0, TIMES, allow_unused=True, **STEADY).ys.sum(), inputs)
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
