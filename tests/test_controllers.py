@@ -8,7 +8,7 @@ import math
 import pytest
 
 import pynode
-from pynode.controllers import START, steady
+from pynode.controllers import START, IController, PIController, PIDController, steady
 
 CONTROLLERS = (IController(), PIController(), PIDController(), PIDController(dcoeff=0.1))
 every_controller = pytest.mark.parametrize("controller", CONTROLLERS, ids=repr)
