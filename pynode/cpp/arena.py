@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from pynode.julia.fuse import Workspace
-from pynode.julia.ir import Buffer, Statement
+from pynode.capture.fuse import Workspace
+from pynode.capture.ir import Buffer, Statement
 
 #: Places start at multiples of so many bytes: a line of the cache, and the longest vector.
 _LINE = 64

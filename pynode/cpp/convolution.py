@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from pynode.capture.ir import ConvolutionSizes, Convolve, Statement, View
 from pynode.cpp.direct import DIRECT
 from pynode.cpp.products import pointer
-from pynode.julia.ir import Convolve, Statement, View
 
-_NUMBER = re.compile(r"(\w+) = (\d+|\((\d+), (\d+)\))")
 _KINDS = {"forward": 0, "input": 1, "weight": 2}
 
 CONVOLUTION = """
@@ -90,35 +88,25 @@ CONVOLUTION += DIRECT
 _LANES = 16
 
 
-class _Sizes:
-    """A convolution's sizes, from the text that describes them."""
+def _direct(z: ConvolutionSizes) -> bool:
+    """Whether it is done without columns."""
+    reach = [(n - 1) * d for n, d in zip((z.r, z.s), z.dilation, strict=True)]
+    return z.stride == (1, 1) and all(x >= y for x, y in zip(reach, z.padding, strict=True))
 
-    def __init__(self, text: str) -> None:
-        numbers: list[int] = []
-        for _, whole, first, second in _NUMBER.findall(text):
-            numbers += [int(first), int(second)] if first else [int(whole)]
-        self.numbers = numbers
-        self.n, self.c, self.h, self.w, self.o, self.p, self.q, self.r, self.s, self.groups, *rest = numbers
-        self.stride, self.padding, self.dilation = rest[:2], rest[2:4], rest[4:]
 
-    def direct(self, kind: str) -> bool:
-        """Whether it is done without columns."""
-        reach = [(n - 1) * d for n, d in zip((self.r, self.s), self.dilation, strict=True)]
-        return self.stride == [1, 1] and all(x >= y for x, y in zip(reach, self.padding, strict=True))
-
-    def scratch(self, kind: str) -> int:
-        """Numbers of workspace."""
-        c, o = self.c // self.groups, self.o // self.groups
-        kernel = self.r * self.s
-        if not self.direct(kind):
-            return c * kernel * self.p * self.q
-        ci, co, p, q = (o, c, self.h, self.w) if kind == "input" else (c, o, self.p, self.q)
-        high, wide = p + (self.r - 1) * self.dilation[0], q + (self.s - 1) * self.dilation[1]
-        line = (p - 1) * wide + q + _LANES
-        image = ci * high * wide + line + _LANES
-        if kind == "weight":
-            return image + (p * q + ci * kernel) * (co + _LANES)
-        return image + co * line + (ci * co * kernel if kind == "input" else 0)
+def _scratch(z: ConvolutionSizes, kind: str) -> int:
+    """Numbers of workspace."""
+    if not _direct(z):
+        return z.columns
+    c, o = z.c // z.groups, z.o // z.groups
+    kernel = z.r * z.s
+    ci, co, p, q = (o, c, z.h, z.w) if kind == "input" else (c, o, z.p, z.q)
+    high, wide = p + (z.r - 1) * z.dilation[0], q + (z.s - 1) * z.dilation[1]
+    line = (p - 1) * wide + q + _LANES
+    image = ci * high * wide + line + _LANES
+    if kind == "weight":
+        return image + (p * q + ci * kernel) * (co + _LANES)
+    return image + co * line + (ci * co * kernel if kind == "input" else 0)
 
 
 def make_room(statements: Sequence[Statement]) -> None:
@@ -126,12 +114,14 @@ def make_room(statements: Sequence[Statement]) -> None:
     for statement in statements:
         if isinstance(statement, Convolve):
             buffer = statement.columns.buffer
-            buffer.size = _Sizes(statement.sizes).scratch(statement.kind)
+            buffer.size = _scratch(statement.sizes, statement.kind)
             statement.columns = View.of(buffer, (buffer.size,))
 
 
 def convolution_text(statement: Convolve) -> str:
-    sizes = _Sizes(statement.sizes)
+    """The call that does it; all sizes are compile-time constants."""
+    z = statement.sizes
+    numbers = (z.n, z.c, z.h, z.w, z.o, z.p, z.q, z.r, z.s, z.groups, *z.stride, *z.padding, *z.dilation)
     places = ", ".join(pointer(v) for v in (statement.into, statement.a, statement.b, statement.columns))
-    name = "direct_convolution" if sizes.direct(statement.kind) else "convolution_"
-    return f"{name}<Shape<{', '.join(map(str, sizes.numbers))}>, {_KINDS[statement.kind]}>({places});"
+    name = "direct_convolution" if _direct(z) else "convolution_"
+    return f"{name}<Shape<{', '.join(map(str, numbers))}>, {_KINDS[statement.kind]}>({places});"

@@ -12,21 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from pynode.cpp.arena import Arena
-from pynode.cpp.blocks import BLOCKS
-from pynode.cpp.convolution import CONVOLUTION, convolution_text, make_room
-from pynode.cpp.joint import halves, joined, left_behind, root
-from pynode.cpp.loops import AddedReduce, element_lines
-from pynode.cpp.lowering import KeepingLowering
-from pynode.cpp.nest import Nest
-from pynode.cpp.prelude import prelude
-from pynode.cpp.products import PRODUCTS, as_products, product_text
-from pynode.cpp.text import literal, type_of
-from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
-from pynode.julia.accesses import reads, writes
-from pynode.julia.capture import Captured
-from pynode.julia.fuse import arranged
-from pynode.julia.ir import (
+from pynode.capture import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
+from pynode.capture.accesses import reads, writes
+from pynode.capture.capturing import Captured
+from pynode.capture.fuse import arranged
+from pynode.capture.ir import (
     Assign,
     Buffer,
     Expr,
@@ -44,8 +34,18 @@ from pynode.julia.ir import (
     leaves,
     numel,
 )
-from pynode.julia.loops import bare
-from pynode.julia.lower import Lowering, check_supported
+from pynode.capture.lower import Lowering, check_supported
+from pynode.capture.nests import bare
+from pynode.cpp.arena import Arena
+from pynode.cpp.blocks import BLOCKS
+from pynode.cpp.convolution import CONVOLUTION, convolution_text, make_room
+from pynode.cpp.joint import halves, joined, left_behind, root
+from pynode.cpp.loops import AddedReduce, element_lines
+from pynode.cpp.lowering import KeepingLowering
+from pynode.cpp.nest import CppNest
+from pynode.cpp.prelude import prelude
+from pynode.cpp.products import PRODUCTS, as_products, product_text
+from pynode.cpp.text import literal, type_of
 
 _FAMILIES = (
     lower_conv,
@@ -291,7 +291,7 @@ class _Writer:
 
 
 def _scalar(expr: Expr, names: Iterator[int]) -> str:
-    return bare(Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names).text(expr))
+    return bare(CppNest((), {id(leaf.view): () for leaf in leaves(expr)}, names).text(expr))
 
 
 def _in_shape(low: Lowering, value: Value, shape: tuple[int, ...]) -> Value:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from pynode.julia.accesses import reads, writes
-from pynode.julia.graphs import merged_duplicates
-from pynode.julia.ir import Assign, Buffer, Statement, View
+from pynode.capture.accesses import reads, writes
+from pynode.capture.graphs import merged_duplicates
+from pynode.capture.ir import Assign, Buffer, Statement, View
 
 
 def joined(modules: Sequence[fx.GraphModule]) -> fx.GraphModule:

@@ -8,21 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pynode.cpp.nest import Nest
+from pynode.capture.ir import Loop, Reduce, Scan, Shape, View
+from pynode.capture.nests import COMBINE, bare, collapsed, unrolled, views_of, without
+from pynode.cpp.nest import CppNest
 from pynode.cpp.text import type_of
-from pynode.julia.ir import Loop, Reduce, Scan, Shape, View
-from pynode.julia.loops import _unrolled, bare, collapsed, views_of
 
 _START = {"+": "T(0)", "*": "T(1)", "max": "T(-INFINITY)", "min": "T(INFINITY)", "|": "false", "&": "true"}
 _WHOLE = {"+": "0", "*": "1", "max": "INT64_MIN", "min": "INT64_MAX", "|": "false", "&": "true"}
-_COMBINE = {
-    "+": "{0} + {1}",
-    "*": "{0} * {1}",
-    "max": "maximum_({0}, {1})",
-    "min": "minimum_({0}, {1})",
-    "|": "{0} | {1}",
-    "&": "{0} & {1}",
-}
 SIMD = "#pragma omp simd"
 
 
@@ -42,7 +34,7 @@ def loop_lines(loop: Loop, names: Iterator[int]) -> list[str]:
     exprs = [expr for store in loop.stores for expr in store.exprs]
     views = [*views_of(exprs), *(store.into for store in loop.stores)]
     sizes, strides, _ = collapsed(loop.shape, [v.strides for v in views], [False] * len(loop.shape))
-    nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
+    nest = CppNest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
     for expr in exprs:
         nest.count(expr)
     body = []
@@ -76,18 +68,17 @@ def _ordered(shape: Shape, reads: Sequence[View], into: View, reduced: Sequence[
 def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
     """A reduction: accumulators where the innermost loop is reduced, else sums in place."""
     added = isinstance(reduce, AddedReduce)
-    combine, start = _COMBINE[reduce.kind], _start(reduce.kind, reduce.into)
+    combine, start = COMBINE[reduce.kind], _start(reduce.kind, reduce.into)
     kind = type_of(reduce.into.buffer.dtype)
     if 0 in reduce.shape:
-        kept = tuple(1 if g else n for n, g in zip(reduce.shape, reduce.reduced, strict=True))
-        return [] if added else _filled(View(reduce.into.buffer, kept, reduce.into.strides, reduce.into.offset), start)
-    shape, reduced, parts = _unrolled(reduce)
+        return [] if added else _filled(reduce.into, without(reduce.shape, reduce.reduced), start)
+    shape, reduced, parts = unrolled(reduce)
     exprs, intos = [expr for _, expr in parts], [into for into, _ in parts]
     views = [*views_of(exprs), *intos]
     order = _ordered(shape, views_of(exprs), intos[0], reduced)
     turned = [tuple(v.strides[d] for d in order) for v in views]
     sizes, strides, gone = collapsed(tuple(shape[d] for d in order), turned, [reduced[d] for d in order])
-    nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
+    nest = CppNest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
     for expr in exprs:
         nest.count(expr)
     texts = [nest.text(expr) for expr in exprs]
@@ -101,19 +92,14 @@ def reduce_lines(reduce: Reduce, names: Iterator[int]) -> list[str]:
         after = {first: [f"{place} {sign} {acc};" for place, acc in zip(places, sums, strict=True)]}
         simd = f"{SIMD} reduction({reduce.kind}:{', '.join(sums)})" if reduce.kind in "+*" else ""
         return list(nest.lines(body, before, after, simd))
-    fill = [] if added else [line for into in intos for line in _filled(_once(into, reduced), start)]
+    fill = [] if added else [line for into in intos for line in _filled(into, without(into.shape, reduced), start)]
     body = [f"{nest.index(v)} = {combine.format(nest.index(v), text)};" for v, text in zip(intos, texts, strict=True)]
     return [*fill, *nest.lines(body, {}, {}, SIMD)]
 
 
-def _once(into: View, reduced: Sequence[bool]) -> View:
-    shape = tuple(1 if gone else n for n, gone in zip(into.shape, reduced, strict=True))
-    return View(into.buffer, shape, into.strides, into.offset)
-
-
-def _filled(view: View, start: str) -> list[str]:
-    sizes, (strides,), _ = collapsed(view.shape, [view.strides], [False] * len(view.shape))
-    nest = Nest(sizes, {id(view): strides}, iter(()))
+def _filled(view: View, shape: Shape, start: str) -> list[str]:
+    sizes, (strides,), _ = collapsed(shape, [view.strides], [False] * len(shape))
+    nest = CppNest(sizes, {id(view): strides}, iter(()))
     return list(nest.lines([f"{nest.index(view)} = {start};"], {}, {}, SIMD))
 
 
@@ -126,11 +112,11 @@ def scan_lines(scan: Scan, names: Iterator[int]) -> list[str]:
     shape = tuple(scan.shape[d] for d in order)
     turned = [tuple(v.strides[d] for d in order) for v in views]
     sizes, strides, along = collapsed(shape, turned, [d == scan.dim for d in order])
-    nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
+    nest = CppNest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
     nest.count(scan.expr)
     text = nest.text(scan.expr)
     acc = f"acc{next(names)}"
-    body = [f"{acc} = {_COMBINE[scan.kind].format(acc, text)};", f"{nest.index(scan.into)} = {acc};"]
+    body = [f"{acc} = {COMBINE[scan.kind].format(acc, text)};", f"{nest.index(scan.into)} = {acc};"]
     kind = type_of(scan.into.buffer.dtype)
     before = {len(sizes) - (1 if along and along[-1] else 0): [f"{kind} {acc} = {_start(scan.kind, scan.into)};"]}
     return list(nest.lines(body, before, {}, ""))

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from pynode.julia.ir import Op, Value, leaves
-from pynode.julia.lower import Lowering, note_of
-from pynode.julia.lower_views import aten
+from pynode.capture.ir import Op, Value, leaves
+from pynode.capture.lower import Lowering, note_of
+from pynode.capture.lower_views import aten
 
 #: Operators that want their arguments in memory.
 _PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.convolution.default, aten.convolution_backward.default})

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from pynode.capture.error_function import FAR, NEAR
+from pynode.capture.exponential import LN2, exponential
 from pynode.cpp.elementary import ELEMENTARY, elementary, horner
 from pynode.cpp.text import literal
-from pynode.julia.activations import exponential
-from pynode.julia.error_function import FAR, NEAR
-
-_LN2 = 0.6931471805599453094172321214581765681
 
 _HEAD = """\
 #include <cmath>
@@ -154,7 +152,7 @@ def prelude(dtype: torch.dtype) -> str:
 
     parts = {
         "bits": "int32_t" if single else "int64_t",
-        "inverse_ln2": pick(1 / _LN2, 1 / _LN2),
+        "inverse_ln2": pick(1 / LN2, 1 / LN2),
         # Added and taken away again, it rounds to a whole number, whose bits are then the lowest ones.
         "magic": pick(1.2582912e7, 6.755399441055744e15),
         "ln2_high": pick(0.693359375, 0.6931471803691238),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pynode.julia.ir import Load, MatMul, Op, Reduce, Statement, View
+from pynode.capture.ir import Load, MatMul, Op, Reduce, Statement, View
 
 PRODUCTS = """
 // Multiplications up to which a product is done here, and numbers of room on the stack.

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pynode.backends import Request
+from pynode.capture.capturing import NotCapturable, capture
 from pynode.cpp.compile import CompiledField, constants_table
 from pynode.cpp.driver import FieldCall
 from pynode.cpp.emit import emit
 from pynode.dependencies import Dependencies
 from pynode.errors import GradientError
-from pynode.julia.capture import NotCapturable, capture
 from pynode.known_fields import Entry, dependencies_of
 from pynode.solution import Counts
 

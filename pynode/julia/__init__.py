@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pynode.capture.capturing import capture
+from pynode.capture.refusal import NotCapturable
 from pynode.dependencies import Dependencies
-from pynode.julia.capture import capture
 from pynode.julia.emit import emit
 from pynode.julia.ensemble import solve_ensemble
 from pynode.julia.lux import LuxModel, LuxNeuralODE, neural_ode, to_lux
 from pynode.julia.lux_convert import register_lux
 from pynode.julia.lux_layers import LuxLayer
-from pynode.julia.refusal import NotCapturable
 from pynode.julia.routes import CallbackWarning, callbacks
 from pynode.problem import ODEProblem
 from pynode.solution import Counts

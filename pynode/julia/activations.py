@@ -1,49 +1,19 @@
 """The prelude: scalar functions an emitted program may use, each with what it calls; only those used are emitted.
 
-The exponential and what is made of it have no branch, so that loops over them are vectorised: ``x = k ln 2 + r``,
-``|r| <= ln 2 / 2``, ``exp(x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)`` with a polynomial for ``exp(r) - 1``. Its
-coefficients are those of the interpolation of ``(exp(r) - 1 - r) / r^2`` in Chebyshev points.
+The exponential and what is made of it have no branch, so that loops over them are vectorised: see
+:mod:`pynode.capture.exponential`.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import re
 from collections.abc import Iterable
-from fractions import Fraction
 
 import torch
 
-from pynode.julia.error_function import FAR, NEAR
+from pynode.capture.error_function import FAR, NEAR
+from pynode.capture.exponential import LN2, exponential
 from pynode.julia.loops import literal
-
-_LN2 = 0.6931471805599453094172321214581765681
-
-
-def _exact_exp(x: Fraction) -> Fraction:
-    total, term = Fraction(0), Fraction(1)
-    for k in range(1, 40):
-        total += term
-        term = term * x / k
-    return total
-
-
-@functools.cache
-def exponential(degree: int) -> tuple[Fraction, ...]:
-    """Coefficients, lowest first, of a polynomial near ``(exp(r) - 1 - r) / r^2`` for ``|r| <= ln 2 / 2``."""
-    count = degree + 1
-    nodes = [Fraction(math.cos((2 * i + 1) * math.pi / (2 * count)) * _LN2 / 2 * 1.0001) for i in range(count)]
-    # Newton's divided differences in exact arithmetic, then powers of r.
-    table = [(_exact_exp(x) - 1 - x) / x**2 if x else Fraction(1, 2) for x in nodes]
-    for order in range(1, count):
-        for i in range(count - 1, order - 1, -1):
-            table[i] = (table[i] - table[i - 1]) / (nodes[i] - nodes[i - order])
-    powers = [Fraction(0)] * count
-    for i in range(count - 1, -1, -1):
-        powers = [(powers[k - 1] if k else Fraction(0)) - nodes[i] * powers[k] for k in range(count)]
-        powers[0] += table[i]
-    return tuple(powers)
 
 
 def _horner(dtype: torch.dtype) -> str:
@@ -63,7 +33,7 @@ def bare_literal(value: float, dtype: torch.dtype) -> str:
 def _parts(dtype: torch.dtype) -> dict[str, str]:
     single = dtype == torch.float32
     return {
-        "inverse_ln2": bare_literal(1 / _LN2, dtype),
+        "inverse_ln2": bare_literal(1 / LN2, dtype),
         # Added and taken away again, it rounds to a whole number, whose bits are then the lowest ones.
         "magic": "1.2582912f7" if single else "6.755399441055744e15",
         "ln2_high": "0.693359375f0" if single else "0.6931471803691238",

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pynode.julia import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
-from pynode.julia.activations import prelude
-from pynode.julia.capture import Captured
-from pynode.julia.fuse import Workspace, arranged
-from pynode.julia.ir import (
+from pynode.capture import lower_conv, lower_indexing, lower_pointwise, lower_sums, lower_views
+from pynode.capture.capturing import Captured
+from pynode.capture.fuse import Workspace, arranged
+from pynode.capture.ir import (
     Assign,
     Buffer,
     Expr,
@@ -35,9 +34,12 @@ from pynode.julia.ir import (
     leaves,
     numel,
 )
+from pynode.capture.lower import Lowering, check_supported
+from pynode.capture.nests import bare
+from pynode.julia.activations import prelude
+from pynode.julia.convolution import CONVOLUTION, named_tuple
 from pynode.julia.launches import LAUNCH, launched
-from pynode.julia.loops import Nest, bare, element_lines, literal
-from pynode.julia.lower import Lowering, check_supported
+from pynode.julia.loops import JuliaNest, element_lines, literal
 from pynode.julia.matrix_product import product
 
 _FAMILIES = (
@@ -206,7 +208,7 @@ class _Writer:
             lines = [self._product(statement)]
         else:
             flat = ", ".join(self._flat(v) for v in (statement.into, statement.a, statement.b, statement.columns))
-            lines = [f"convolution!(Val(:{statement.kind}), {flat}, {statement.sizes})"]
+            lines = [f"convolution!(Val(:{statement.kind}), {flat}, {named_tuple(statement.sizes)})"]
         if statement.note and lines:
             lines = [f"# {statement.note}", *lines]
         return lines
@@ -217,7 +219,7 @@ class _Writer:
         return launch.lines
 
     def _scalar_text(self, expr: Expr, names: Iterator[int]) -> str:
-        nest = Nest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
+        nest = JuliaNest((), {id(leaf.view): () for leaf in leaves(expr)}, names)
         return bare(nest.text(expr))
 
     def _product(self, statement: MatMul) -> str:
@@ -289,7 +291,7 @@ class _Writer:
         if convolved or any("product!(" in line for line in body):
             lines += ["", product(self.array == "Array")]
         if convolved:
-            lines += ["", lower_conv.CONVOLUTION.strip("\n")]
+            lines += ["", CONVOLUTION.strip("\n")]
         for text in prelude(body, self.dtype):
             lines += ["", text]
         for function in functions:

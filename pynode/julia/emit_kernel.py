@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pynode.capture.capturing import Captured
+from pynode.capture.refusal import source_line
 from pynode.errors import UnsupportedError, explain
-from pynode.julia.capture import Captured
-from pynode.julia.refusal import source_line
 from pynode.julia.scalars import Scalars
 
 aten = torch.ops.aten

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.capture.capturing import Captured, capture
 from pynode.dependencies import Dependencies
 from pynode.errors import GradientError, InputError, SolveError, UnsupportedError, explain
-from pynode.julia.capture import Captured, capture
 from pynode.julia.emit_kernel import Kernel, kernel
 from pynode.julia.runtime import Julia, julia
 from pynode.layout import leaves_of, rebuild

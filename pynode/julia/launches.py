@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pynode.julia.ir import Expr, Loop, Reduce, Scan, Shape, View
-from pynode.julia.loops import COMBINE, Nest, bare, collapsed, start_of, views_of
+from pynode.capture.ir import Expr, Loop, Reduce, Scan, Shape, View
+from pynode.capture.nests import COMBINE, bare, collapsed, views_of
+from pynode.julia.loops import JuliaNest, start_of
 
 #: The function that the text of a launch calls.
 LAUNCH = """
@@ -47,7 +48,7 @@ class _Kernel:
 
     def __init__(self, sizes: Shape, strides: Sequence[Shape], views: Sequence[View], outer: int, names: Iterator[int]):
         self.sizes, self.outer, self.views = sizes, outer, views
-        self.nest = Nest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
+        self.nest = JuliaNest(sizes, {id(v): s for v, s in zip(views, strides, strict=True)}, names)
 
     def launch(self, body: list[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> Launch:
         """``before`` and ``after`` stand around the inner loops."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pynode.backends import Request
+from pynode.capture.capturing import NotCapturable, capture
 from pynode.dependencies import Dependencies
 from pynode.errors import GradientError
 from pynode.julia.callback import CallbackRoute
-from pynode.julia.capture import NotCapturable, capture
 from pynode.julia.emit import Program, emit
 from pynode.julia.emitted import EmittedRoute, LoadedProgram
 from pynode.julia.runtime import Julia

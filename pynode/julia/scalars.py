@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from pynode.julia.error_function import FAR, NEAR
+from pynode.capture.error_function import FAR, NEAR
 
 Node = tuple[object, ...]
 

@@ -7,10 +7,10 @@ from fields import Made
 from julia_process import Point, Values
 from torch import Tensor
 
+from pynode.capture.capturing import capture
 from pynode.cpp.compile import FLAGS, CompiledField, constants_table
 from pynode.cpp.emit import Program, emit
 from pynode.dependencies import Dependencies
-from pynode.julia.capture import capture
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 

@@ -13,11 +13,11 @@ from fields import Draw, Made
 from julia_process import Point
 from torch import Tensor, nn
 
+from pynode.capture.capturing import capture
 from pynode.cpp import compile as compiling
 from pynode.cpp.emit import emit
 from pynode.dependencies import Dependencies
 from pynode.errors import UnsupportedError
-from pynode.julia.capture import capture
 from pynode.problem import ODEProblem
 from pynode.problems import Perceptron
 from pynode.solution import Counts

@@ -10,7 +10,8 @@ import pytest
 import torch
 from julia_process import WITHOUT_JULIA, julia_executable
 
-from pynode.julia.activations import exponential, prelude
+from pynode.capture.exponential import exponential
+from pynode.julia.activations import prelude
 
 mpmath = pytest.importorskip("mpmath")
 

@@ -17,8 +17,8 @@ from fields import FIELDS
 from julia_process import WITHOUT_JULIA, Outcome, Program, julia_executable, run_programs
 from products_by_torch import Reference
 
+from pynode.capture.capturing import capture
 from pynode.dependencies import Dependencies
-from pynode.julia.capture import capture
 from pynode.julia.emit import emit
 from pynode.problem import ODEProblem
 from pynode.solution import Counts

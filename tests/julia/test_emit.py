@@ -14,8 +14,8 @@ import torch
 from julia_process import WITHOUT_JULIA, julia_executable
 from torch import Tensor, nn
 
+from pynode.capture.capturing import NotCapturable, capture
 from pynode.dependencies import Dependencies
-from pynode.julia.capture import NotCapturable, capture
 from pynode.julia.emit import Program, emit
 from pynode.problem import ODEProblem
 from pynode.problems import Perceptron

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pynode import known_fields
+from pynode.capture.capturing import capture
 from pynode.dependencies import Dependencies
-from pynode.julia.capture import capture
 from pynode.julia.emitted import EmittedRoute
 from pynode.problem import ODEProblem
 from pynode.solution import Counts

@@ -18,8 +18,8 @@ from julia_process import WITHOUT_JULIA, julia_executable
 from products_by_torch import Reference
 from torch import Tensor, nn
 
+from pynode.capture.capturing import capture
 from pynode.errors import UnsupportedError
-from pynode.julia.capture import capture
 from pynode.julia.emit_kernel import MAX_OPERATIONS, MAX_STATE, Kernel, kernel
 from pynode.problem import ODEProblem
 

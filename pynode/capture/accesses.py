@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pynode.julia.ir import Assign, Convolve, Loop, MatMul, Reduce, Scan, Statement, View, leaves
+from pynode.capture.ir import Assign, Convolve, Loop, MatMul, Reduce, Scan, Statement, View, leaves
 
 
 def reads(statement: Statement) -> list[View]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from pynode.capture.capturing import Captured, NotCapturable, capture
 from pynode.dependencies import Dependencies
-from pynode.julia.capture import Captured, NotCapturable, capture
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 

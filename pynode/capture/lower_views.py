@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pynode.julia.ir import Buffer, Gather, Literal, Load, Padded, Value, View, contiguous, mapped, numel
-from pynode.julia.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
+from pynode.capture.ir import Buffer, Gather, Literal, Load, Padded, Value, View, contiguous, mapped, numel
+from pynode.capture.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
 
 aten = torch.ops.aten
 

@@ -20,7 +20,10 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 #: Files of pynode that stand between the tracer and the user's field.
-_OWN = tuple(os.path.join(_HERE, name) for name in ("problem.py", "layout.py", "running_cost.py", "julia" + os.sep))
+_OWN = tuple(
+    os.path.join(_HERE, name)
+    for name in ("problem.py", "layout.py", "running_cost.py", "capture" + os.sep, "julia" + os.sep)
+)
 
 
 class NotCapturable(UnsupportedError):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from pynode.julia.ir import Assign, Literal, Load, MatMul, Op, Reduce, Value, View, contiguous, cost, numel
-from pynode.julia.lower import Lowering, arguments, note_of, rule
-from pynode.julia.lower_pointwise import converted, plus, result_dtype, times
+from pynode.capture.ir import Assign, Literal, Load, MatMul, Op, Reduce, Value, View, contiguous, cost, numel
+from pynode.capture.lower import Lowering, arguments, note_of, rule
+from pynode.capture.lower_pointwise import converted, plus, result_dtype, times
 
 aten = torch.ops.aten
 

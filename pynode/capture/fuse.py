@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from pynode.julia.accesses import reads, writes
-from pynode.julia.ir import Assign, Buffer, Expr, Gather, Load, Loop, Op, Scalar, Statement, Store, View, leaves
+from pynode.capture.accesses import reads, writes
+from pynode.capture.ir import Assign, Buffer, Expr, Gather, Load, Loop, Op, Scalar, Statement, Store, View, leaves
 
 #: Instructions beyond which loops are not merged.
 _LARGE = 200

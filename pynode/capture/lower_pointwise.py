@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from pynode.julia.ir import Expr, Literal, Op, Padded, Value
-from pynode.julia.lower import Lowering, arguments, note_of, rule
-from pynode.julia.lower_views import repeated
+from pynode.capture.ir import Expr, Literal, Op, Padded, Value
+from pynode.capture.lower import Lowering, arguments, note_of, rule
+from pynode.capture.lower_views import repeated
 
 aten = torch.ops.aten
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from pynode.capture.ir import Expr, Literal, Load, Loop, Op, Scan, Store, Value, View
+from pynode.capture.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
+from pynode.capture.lower_pointwise import converted, result_dtype
+from pynode.capture.lower_sums import reduced
+from pynode.capture.refusal import NotCapturable, source_line
 from pynode.errors import explain
-from pynode.julia.ir import Expr, Literal, Load, Loop, Op, Scan, Store, Value, View
-from pynode.julia.lower import Lowering, arguments, broadcast, common_shape, note_of, rule
-from pynode.julia.lower_pointwise import converted, result_dtype
-from pynode.julia.lower_sums import reduced
-from pynode.julia.refusal import NotCapturable, source_line
 
 aten = torch.ops.aten
 

@@ -252,16 +252,50 @@ class Scan:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class ConvolutionSizes:
+    """Images (n, c, h, w) and (n, o, p, q), kernels (o, c / groups, r, s)."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    o: int
+    p: int
+    q: int
+    r: int
+    s: int
+    groups: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def columns(self) -> int:
+        """Numbers in the columns of one image and group."""
+        return self.c // self.groups * self.r * self.s * self.p * self.q
+
+
 @dataclass(eq=False)
 class Convolve:
-    """``convolution!(Val(kind), into, a, b, columns, sizes)`` on contiguous memory."""
+    """A convolution in one of three directions, on contiguous memory.
+
+    Attributes
+    ----------
+    kind : {"forward", "input", "weight"}
+        Which of the three is ``into``: the narrow image (n, o, p, q), the wide one (n, c, h, w) or the kernel.
+    a, b : View
+        The other two: wide image and kernel, narrow image and kernel, narrow image and wide one.
+    columns : View
+        Room for :attr:`ConvolutionSizes.columns`.
+    """
 
     kind: str
     into: View
     a: View
     b: View
     columns: View
-    sizes: str
+    sizes: ConvolutionSizes
     note: str = ""
 
 

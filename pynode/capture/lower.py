@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pynode.errors import explain
-from pynode.julia.ir import (
+from pynode.capture.ir import (
     Assign,
     Buffer,
     Expr,
@@ -30,8 +29,9 @@ from pynode.julia.ir import (
     mapped,
     numel,
 )
-from pynode.julia.loops import collapsed
-from pynode.julia.refusal import NotCapturable, source_line
+from pynode.capture.nests import collapsed
+from pynode.capture.refusal import NotCapturable, source_line
+from pynode.errors import explain
 
 Rule = Callable[["Lowering", fx.Node], Any]
 #: Operators by torch's name for them, and how each is lowered; filled by the modules of operators.

@@ -18,12 +18,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pynode.capture.decompositions import TABLE
+from pynode.capture.graphs import copied, folded, merged_duplicates, only_output
+from pynode.capture.linear_solves import SOLVES
+from pynode.capture.refusal import NotCapturable, check_trace, located, refusal_of, source_line
 from pynode.dependencies import Dependencies
 from pynode.errors import explain
-from pynode.julia.decompositions import TABLE
-from pynode.julia.graphs import copied, folded, merged_duplicates, only_output
-from pynode.julia.linear_solves import SOLVES
-from pynode.julia.refusal import NotCapturable, check_trace, located, refusal_of, source_line
 from pynode.problem import Field, ODEProblem
 from pynode.solution import Counts
 
