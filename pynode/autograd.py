@@ -194,14 +194,19 @@ def _pulled_back(evaluation: Evaluation, cotangents: Tensor, time_gradient: bool
 def _check_unchanged(evaluation: Evaluation, counts: list[bool]) -> None:
     for x, version, counted in zip(evaluation.inputs, evaluation.versions, counts, strict=True):
         if counted and x._version != version:
-            raise GradientError(
-                explain(
-                    f"a tensor of shape {tuple(x.shape)} that f depends on was modified in place between the solve and "
-                    "its backward pass",
-                    "parameters and args as they were in the solve",
-                    "call backward() before optimizer.step(), or clone what is changed",
-                )
-            )
+            raise modified(x)
+
+
+def modified(x: Tensor) -> GradientError:
+    """The error of a backward pass that finds an input changed."""
+    return GradientError(
+        explain(
+            f"a tensor of shape {tuple(x.shape)} that f depends on was modified in place between the solve and its "
+            "backward pass",
+            "parameters and args as they were in the solve",
+            "call backward() before optimizer.step(), or clone what is changed",
+        )
+    )
 
 
 class _First:

@@ -7,16 +7,19 @@ whether they still hold.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pynode.dependencies import Dependencies
+from pynode.errors import GradientError
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 from pynode.watch import Watch
@@ -103,6 +106,46 @@ def weakly(f: Any) -> bool:
         return False
     # What compares by value would share what is known of one with another.
     return getattr(type(f), "__eq__", None) is getattr(object, "__eq__")  # noqa: B009
+
+
+_TRACING = threading.RLock()  # torch's tracers patch torch itself
+
+P = TypeVar("P")
+
+
+def program_for(
+    problem: ODEProblem,
+    dependencies: Dependencies | None,
+    who: str,
+    make: Callable[[ODEProblem, Dependencies | None], P],
+) -> tuple[P, list[Tensor], Entry | None]:
+    """The field's program: the one made before, where that still holds, else what ``make`` makes.
+
+    Returns
+    -------
+    program
+    inputs : list of Tensor
+        Those of its parameter vector.
+    entry : Entry or None
+        Where it is kept.
+    """
+    if dependencies is None and not torch.is_inference_mode_enabled():
+        # That of a solve with gradients, so that evaluating a model while training it makes no other. Where that
+        # cannot be, all tensors are constants: nothing is differentiated here.
+        with problem.autocast(), contextlib.suppress(GradientError):
+            dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
+    data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
+    inputs = data if dependencies is None else [*dependencies.arguments, *dependencies.parameters, *data]
+    entry: Entry | None = None if dependencies is None else dependencies.known
+    if entry is None:
+        with _TRACING:
+            return make(problem, dependencies), inputs, None
+    if who not in entry.programs:
+        with _TRACING:
+            if who not in entry.programs:
+                entry.programs[who] = make(problem, dependencies)
+    program: P = entry.programs[who]
+    return program, inputs, entry
 
 
 def _signature(problem: ODEProblem, allow_unused: bool, jump: float) -> Any:

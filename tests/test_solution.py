@@ -257,3 +257,24 @@ def test_stats_add_up_over_queries():
     sol(0.5)
     stages = len(TABLEAUS["Vern7"].c) + len(TABLEAUS["Vern7"].dense_c)
     assert sol.stats.forward.nfe == before + stages
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+def test_dense_output_of_a_field_that_was_changed_since_is_refused(batching, grad):
+    class Rate(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.ones(1, dtype=F64))
+
+        def forward(self, t, y):
+            return -self.rate * y
+
+    f = Rate()
+    with torch.set_grad_enabled(grad):
+        sol = pynode.solve(f, ones(2, 1), [0.0, 1.0], batching=batching)
+        sol(0.5)
+        with torch.no_grad():
+            f.rate.mul_(0.5)
+        with pytest.raises(pynode.InputError, match="modified in place"):
+            sol(0.5)

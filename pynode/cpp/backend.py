@@ -30,9 +30,10 @@ from pynode.cpp.program import FieldProgram, Program, program_of
 from pynode.dependencies import Dependencies
 from pynode.errors import CompileWarning
 from pynode.known_fields import dependencies_of, weakly
-from pynode.native.backend import NativeBackend, NativeRecord
+from pynode.native.backend import NativeBackend
 from pynode.native.checkpoints import EveryStep, State
 from pynode.native.methods import family_of, tableau_of
+from pynode.native.record import NativeRecord, boundaries_of
 from pynode.native.stores import store_for
 from pynode.native.trajectory import Trajectory
 from pynode.sensealg import CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint
@@ -240,7 +241,7 @@ def solve_call(request: Request, field: FieldProgram, inputs: list[Tensor]) -> t
     times = np.array(request.times, dtype=np.float64)
     mesh = None
     if not request.algorithm.adaptive:
-        mesh = np.array(numbers("t", NativeBackend._mesh(request, problem.t)), dtype=np.float64)
+        mesh = np.array(numbers("t", boundaries_of(request, problem.t)), dtype=np.float64)
     keep = store_for(request) is not None or request.differentiable
     call = SolveCall(
         field=field.call,
@@ -293,9 +294,9 @@ def run(request: Request, program: Program, field: FieldProgram, call: SolveCall
     call.derivative = None if derivative is None else derivative.contiguous().data_ptr()
     driver(field.dtype).solve(ctypes.byref(call))
     del addresses
-    solution = CompiledSolution(field, call)
     if call.ended != SUCCESS:
         return None
+    solution = CompiledSolution(field, call)
     counted(request.stats.forward, call)
     COUNTS.solves += 1
     steps = int(call.steps)
@@ -320,6 +321,7 @@ def addressed(call: SolveCall, parts: list[Tensor]) -> ctypes.Array[ctypes.c_voi
 
 
 def counted(counts: Counts, call: SolveCall) -> None:
+    """Add what a solve cost."""
     counts.nfe += call.nfe
     counts.accepted += call.accepted
     counts.rejected += call.rejected

@@ -14,13 +14,15 @@ import torch
 from pynode.cpp.compile import library
 from pynode.native.tableaus import Tableau
 
-#: How a call ended.
-SUCCESS, FAILED, _, MEMORY = range(4)
+#: How a call ended, if it reached its end.
+SUCCESS = 0
 
 _FILES = ("calls", "field", "error_norm", "solver", "reverse", "entry")
 
 
 class Method(Structure):
+    """A tableau: its sizes, and the addresses of its coefficients."""
+
     _fields_ = [
         *((name, c_int64) for name in ("stages", "all", "needed", "fsal", "error_order", "degree")),
         *((name, c_void_p) for name in ("c", "a", "b", "error", "error_low", "dense")),
@@ -37,6 +39,8 @@ class FieldCall(Structure):
 
 
 class SolveCall(Structure):
+    """A solve: what is asked, and behind ``python`` what came of it."""
+
     _fields_ = [
         ("field", FieldCall),
         ("method", POINTER(Method)),
@@ -66,6 +70,8 @@ class SolveCall(Structure):
 
 
 class PullBackCall(Structure):
+    """A pullback of a solve."""
+
     _fields_ = [
         ("field", FieldCall),
         ("method", POINTER(Method)),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +15,7 @@ from pynode.cpp.compile import CompiledField, constants_table
 from pynode.cpp.driver import FieldCall
 from pynode.cpp.emit import emit
 from pynode.dependencies import Dependencies
-from pynode.errors import GradientError
-from pynode.known_fields import Entry, dependencies_of
-from pynode.solution import Counts
-
-_TRACING = threading.RLock()  # torch's tracers patch torch itself
+from pynode.known_fields import Entry, program_for
 
 
 @dataclass
@@ -65,22 +59,7 @@ class Program:
 
 def program_of(request: Request) -> Program:
     """The program of a request's field."""
-    problem = request.problem
-    dependencies = request.dependencies
-    if dependencies is None and not torch.is_inference_mode_enabled():
-        # That of a solve with gradients, so that evaluating a model while training it compiles no other. Where that
-        # cannot be, all tensors are constants: nothing is differentiated here.
-        with problem.autocast(), contextlib.suppress(GradientError):
-            dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
-    data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
-    inputs = data if dependencies is None else [*dependencies.arguments, *dependencies.parameters, *data]
-    entry: Entry | None = None if dependencies is None else dependencies.known
-    made: FieldProgram | str | None = None if entry is None else entry.programs.get("cpp")
-    if made is None:
-        with _TRACING:
-            made = (entry and entry.programs.get("cpp")) or _made(problem, dependencies)
-            if entry is not None:
-                entry.programs["cpp"] = made
+    made, inputs, entry = program_for(request.problem, request.dependencies, "cpp", _made)
     if isinstance(made, str):
         return Program(None, inputs, entry, made)
     return Program(made, inputs, entry)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pynode.backends import Request
 from pynode.capture.capturing import NotCapturable, capture
 from pynode.dependencies import Dependencies
-from pynode.errors import GradientError
 from pynode.julia.callback import CallbackRoute
 from pynode.julia.emit import Program, emit
 from pynode.julia.emitted import EmittedRoute, LoadedProgram
 from pynode.julia.runtime import Julia
-from pynode.known_fields import Entry, dependencies_of, entries_of, weakly
+from pynode.known_fields import Entry, entries_of, program_for, weakly
 from pynode.problem import ODEProblem
-from pynode.solution import Counts
 
 
 class CallbackWarning(UserWarning):
@@ -60,8 +56,6 @@ class Capture:
     loaded: dict[int, LoadedProgram] = field(default_factory=dict)
 
 
-_TRACING = threading.RLock()  # torch's tracers patch torch itself
-
 _PROGRAMS: dict[tuple[str, int], LoadedProgram] = {}
 _FORCED: list[str] = []
 _ANNOUNCED: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -85,23 +79,9 @@ def callbacks() -> Iterator[None]:
 def route_for(engine: Julia, request: Request) -> Route:
     """The route of a request's field."""
     problem = request.problem
-    dependencies = request.dependencies
-    if dependencies is None and not torch.is_inference_mode_enabled():
-        # The program is that of a solve with gradients, so that evaluating a model while training it costs no other.
-        # Where that cannot be, all tensors are constants: nothing is differentiated here.
-        with problem.autocast(), contextlib.suppress(GradientError):
-            dependencies = dependencies_of(problem, Counts(), None, True, 0.0)
-    data = problem.arguments.values(problem.layout.dtype, problem.layout.device)
-    inputs = data if dependencies is None else [*dependencies.arguments, *dependencies.parameters, *data]
-    entry: Entry | None = None if dependencies is None else dependencies.known
-    captured: Capture | None = None if entry is None else entry.programs.get("julia")
-    if captured is None:
-        with _TRACING:
-            captured = (entry and entry.programs.get("julia")) or _captured(problem, dependencies)
-            if entry is not None:
-                entry.programs["julia"] = captured
+    captured, inputs, entry = program_for(problem, request.dependencies, "julia", _captured)
     if captured.program is None or _FORCED:
-        return CallbackRoute(engine, problem, dependencies)
+        return CallbackRoute(engine, problem, request.dependencies)
     device = 0 if problem.layout.device.type == "cpu" else 1
     program = _loaded(engine, captured, problem, inputs, device)
     route = EmittedRoute(program, captured.program.constants, inputs, captured.used)
@@ -119,7 +99,7 @@ def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture
         if not weakly(f) or f not in _ANNOUNCED:
             if weakly(f):
                 _ANNOUNCED.add(f)
-            warnings.warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning, stacklevel=6)
+            warnings.warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning, stacklevel=7)
         return Capture(None, [])
     outputs: Any = found.graphs["vjp_p"].graph.output_node().args[0]
     return Capture(program, [x is not None for x in outputs])

@@ -367,6 +367,27 @@ def test_a_wrong_value_is_refused():
         pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], compile="whole")
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_dense_output_of_a_field_that_was_changed_since_is_refused(grad):
+    f, y0 = Net(), start().detach()
+    for _ in range(3):  # the second and third are repetitions of the first
+        with torch.set_grad_enabled(grad):
+            sol = pynode.solve(f, y0, TIMES, compile="solve")
+            with torch.no_grad():
+                f.pace.mul_(0.5)
+            with pytest.raises(InputError, match="modified in place"):
+                sol(0.5)
+
+
+def test_a_mesh_of_ones_own_is_asked_every_time():
+    steps = [4]
+    algorithm = pynode.RK4(mesh=lambda t: torch.linspace(0.0, 1.0, steps[0] + 1, dtype=F64))
+    f, y0 = Net(), start().detach()
+    for n in (4, 4, 9, 9):
+        steps[0] = n
+        assert pynode.solve(f, y0, [0.0, 1.0], algorithm=algorithm, compile="solve").stats.forward.accepted == n
+
+
 # Threads and interrupts
 
 

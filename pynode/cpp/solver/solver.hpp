@@ -8,7 +8,7 @@ struct Saved {
 
 template <class T>
 struct Solution {
-    int64_t n = 0, stages = 0;
+    int64_t n = 0;
     std::vector<T> parameters;
     std::vector<double> boundaries;
     std::vector<T> states;
@@ -34,7 +34,6 @@ class Solver {
         work_ = error_ + n_;
         taping_ = r.keep && r.budget > 0 && field_.forward;
         solution_->n = n_;
-        solution_->stages = m_.stages;
     }
 
     void run() {
@@ -54,7 +53,7 @@ class Solver {
         r_.ended = kFailed;
         if (finite(rows_[0], n_)) r_.ended = r_.mesh ? fixed() : adaptive();
         if (r_.ended == kSuccess && !finite(y_, n_)) r_.ended = kFailed;
-        deliver();
+        if (r_.ended == kSuccess) deliver();  // what was interrupted or failed is nobody's
     }
 
   private:

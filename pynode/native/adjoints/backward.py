@@ -24,7 +24,7 @@ from pynode.solution import Counts, ReturnCode, failure_message
 
 if TYPE_CHECKING:
     from pynode.backends import Request
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 
 #: ``norm(rtol, atol)``: the error norm of a backward solve for the adjoint's tolerances.

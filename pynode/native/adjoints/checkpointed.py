@@ -16,7 +16,7 @@ from pynode.native.checkpoints import State
 from pynode.problem import Field
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 #: ``(n, state, carried)`` at the start of step n, from a step down to the first.
 Source = Callable[["NativeRecord", Field, int], Iterator[tuple[int, Tensor, State]]]

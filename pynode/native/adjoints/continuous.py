@@ -16,7 +16,7 @@ from pynode.errors import GradientError, explain
 from pynode.native.adjoints.products import Products
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 
 class Integral(Protocol):

@@ -30,7 +30,7 @@ from pynode.solution import Counts
 
 if TYPE_CHECKING:
     from pynode.backends import Request
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 LIMIT = 2**28
 """Largest number of sensitivities: 2 GiB of them in float64, several times over in the stages of a step."""

@@ -20,7 +20,7 @@ from pynode.native.stepper import Stepper
 from pynode.sensealg import GaussAdjoint
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 
 #: Boundaries of forward steps inside one of the adjoint's from which on the quadrature is split at them.

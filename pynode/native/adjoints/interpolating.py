@@ -15,7 +15,7 @@ from pynode.native.loop import Nothing
 from pynode.sensealg import InterpolatingAdjoint
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 
 def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:

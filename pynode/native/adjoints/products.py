@@ -11,8 +11,8 @@ from torch import Tensor
 from pynode.native.adjoints.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
     from pynode.native.compiled import CompiledNodes
+    from pynode.native.record import NativeRecord
 
 
 #: Most numbers of the states at several times that ``f`` is evaluated at in one call; beyond it calls cost little.

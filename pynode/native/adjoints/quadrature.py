@@ -18,7 +18,7 @@ from pynode.native.dense import Pieces, step_at
 from pynode.sensealg import QuadratureAdjoint
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 # Piessens et al. (1983), QUADPACK, QK15: nodes on [-1, 1] from the outermost to the middle, Kronrod's weights, Gauss's.
 _HALF = (

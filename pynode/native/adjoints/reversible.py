@@ -17,7 +17,7 @@ from pynode.native.stepper import TwoWayStepper
 from pynode.problem import Field
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 
 def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:

@@ -23,7 +23,7 @@ from pynode.native.adjoints.accumulator import Accumulator
 from pynode.sensealg import CheckpointedAdjoint
 
 if TYPE_CHECKING:
-    from pynode.native.backend import NativeRecord
+    from pynode.native.record import NativeRecord
 
 
 def pull_back_tangent(

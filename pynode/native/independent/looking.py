@@ -35,6 +35,7 @@ def connected_states(record: RowRecord, times: Any, tensor: Tensor, values: Tens
 
 def look(record: RowRecord, times: Floats, tensor: Tensor, derivative: bool) -> Tensor:
     """Dense output (M, B, n) at times (1 or B, M); NaN where a row was not integrated or the time is NaN."""
+    record.parameters.check()
     with torch.no_grad(), record.problem.autocast():
         values = evaluate(record, times, derivative, record.request.stats.forward)
     return connected_states(record, times, tensor, values, derivative=derivative, own_times=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pynode.native.tableaus import Tableau
+from pynode.read_parameters import ReadParameters
 from pynode.solution import ReturnCode
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class RowRecord:
         self.ends = problem.y0.detach().clone()
         self.nfe, self.accepted, self.rejected = (np.zeros(batch, dtype=np.int64) for _ in range(3))
         self.roots: RowRoots | None = None
+        self.parameters = ReadParameters.of(request)
         # What the rest of pynode asks every record.
         self.t, self.end, self.detail, self.saved = 0.0, self.ends, "", list[float]()
         self.retcode = ReturnCode.Success
