@@ -9,7 +9,7 @@ from pynode.capture.ir import Load, MatMul, Op, Reduce, Statement, View
 PRODUCTS = """
 // Multiplications up to which a product is done here, and numbers of room on the stack.
 #ifndef LARGEST
-#define LARGEST 1000000
+#define LARGEST 8000000
 #endif
 #define ROOM 16384
 

@@ -70,6 +70,13 @@ def test_a_peer_is_compared_at_our_error_and_not_at_our_tolerance():
     assert found.judged == pytest.approx(4.0)
 
 
+def test_where_errors_are_rounding_each_is_taken_at_its_cheapest():
+    ours = line("pynode eager", {1e-5: (1e-8, (2.0,)), 1e-2: (2e-8, (1.0,))})
+    peer = line("peer", {1e-5: (1e-8, (3.0,)), 1e-2: (3e-8, (1.5,))})
+    found = compare(ours, peer, 1e-5, floor=1e-7)
+    assert (found.same.median, found.equal.median) == (1.5, 1.5)
+
+
 def test_ratios_are_taken_within_rounds():
     # The machine is three times slower in the last round.
     ours = line("pynode eager", {1e-5: (1e-6, (1.0, 1.0, 3.0))})

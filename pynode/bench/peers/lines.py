@@ -45,8 +45,9 @@ class Line:
 class Comparison:
     """How many times as fast ours is as a peer: its time over ours, within the same rounds.
 
-    ``same``: at the same tolerance, None where the peer failed there. ``equal``: at the error that ours has there, with
-    ``how`` of :class:`pynode.bench.equal_error.Reached`; None where the peer never reaches it.
+    ``same``: at the same tolerance, None where the peer failed there. ``equal``: at the error that ours has there, each
+    at the tolerance that gets it cheapest, with ``how`` of :class:`pynode.bench.equal_error.Reached` for the peer; None
+    where the peer never reaches it.
     """
 
     same: Spread | None
@@ -75,5 +76,8 @@ def compare(ours: Line, peer: Line, rtol: float, floor: float = FLOOR) -> Compar
     how = time_at(peer.points(), error, floor).how
     if how == "never":
         return Comparison(same, None, how)
-    ratios = [time_at(peer.points(i), error, floor).seconds / seconds for i, seconds in enumerate(timing.samples)]
+    ratios = [
+        time_at(peer.points(i), error, floor).seconds / time_at(ours.points(i), error, floor).seconds
+        for i in range(len(timing.samples))
+    ]
     return Comparison(same, spread([x for x in ratios if math.isfinite(x)]), how)

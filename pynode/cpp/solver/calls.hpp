@@ -20,7 +20,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kTiny = 1e-30;  // as in error_norm.py: sums of squares below it have lost digits
-constexpr int64_t kBlock = 512;  // elements that fit a cache line many times over
 
 struct Method {
     int64_t stages, all, needed, fsal, error_order, degree;

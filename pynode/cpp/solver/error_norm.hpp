@@ -32,6 +32,7 @@ class Norm {
 
     double operator()(const T* x, double factor = 1.0) const {
         double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < n_; ++i) {
             const double ratio = x[i] / scale_[i];
             sum += ratio * ratio;

@@ -57,9 +57,27 @@ struct Field {
     int64_t n, f_work, left, backward_work;
 };
 
-// out = y + h * sum_j weights[j] * rows[j], or without y the sum alone times h
+// out = y + h * sum_j weights[j] * rows[j] for `count` rows, added up in registers; without y the sum alone times h.
+template <int count, bool from, class T>
+void added(T* __restrict out, const T* __restrict y, T h, const T* weights, const T* const* rows, int64_t n) {
+    const T* row[count];
+    T weight[count];
+    for (int j = 0; j < count; ++j) {
+        row[j] = rows[j];
+        weight[j] = weights[j];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        T sum = T(0);
+#pragma GCC unroll 16
+        for (int j = 0; j < count; ++j) sum += weight[j] * row[j][i];
+        out[i] = from ? y[i] + h * sum : h * sum;
+    }
+}
+
+// The same for any number of rows, of which those of weight zero are left out.
 template <class T>
-void combine(T* __restrict out, const T* y, double h, const double* weights, T* const* rows, int64_t count, int64_t n) {
+void combine(T* out, const T* y, double h, const double* weights, T* const* rows, int64_t count, int64_t n) {
     const T* used[64];
     T scaled[64];
     int64_t m = 0;
@@ -69,22 +87,21 @@ void combine(T* __restrict out, const T* y, double h, const double* weights, T* 
             scaled[m++] = static_cast<T>(weights[j]);
         }
     const T size = static_cast<T>(h);
-    for (int64_t start = 0; start < n; start += kBlock) {
-        const int64_t length = std::min(kBlock, n - start);
-        T sum[kBlock];
-        for (int64_t i = 0; i < length; ++i) sum[i] = T(0);
-        for (int64_t j = 0; j < m; ++j) {
-            const T w = scaled[j];
-            const T* __restrict row = used[j] + start;
-            for (int64_t i = 0; i < length; ++i) sum[i] += w * row[i];
-        }
-        T* __restrict to = out + start;
-        if (y) {
-            const T* from = y + start;
-            for (int64_t i = 0; i < length; ++i) to[i] = from[i] + size * sum[i];
-        } else {
-            for (int64_t i = 0; i < length; ++i) to[i] = size * sum[i];
-        }
+    switch (m) {
+#define ROWS_(k)                                                              \
+    case k:                                                                   \
+        return y ? added<k, true>(out, y, size, scaled, used, n)              \
+                 : added<k, false>(out, y, size, scaled, used, n);
+        ROWS_(0) ROWS_(1) ROWS_(2) ROWS_(3) ROWS_(4) ROWS_(5) ROWS_(6) ROWS_(7) ROWS_(8)
+        ROWS_(9) ROWS_(10) ROWS_(11) ROWS_(12) ROWS_(13)
+#undef ROWS_
+    }
+    // The methods of the highest orders.
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        T sum = T(0);
+        for (int64_t j = 0; j < m; ++j) sum += scaled[j] * used[j][i];
+        out[i] = y ? y[i] + size * sum : size * sum;
     }
 }
 

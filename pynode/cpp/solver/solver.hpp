@@ -25,9 +25,9 @@ class Solver {
     explicit Solver(Request& r)
         : r_(r), m_(*r.method), solution_(gathered(r)), field_(r.problem, solution_->parameters.data()),
           n_(r.problem.n), watchdog_(*r.python),
-          memory_((m_.all + 4) * n_ + field_.f_work + 1), rows_(m_.all) {
-        for (int64_t i = 0; i < m_.all; ++i) rows_[i] = memory_.data() + i * n_;
-        y_ = memory_.data() + m_.all * n_;
+          memory_(new T[(m_.all + 4) * n_ + field_.f_work + 1]), rows_(m_.all) {
+        for (int64_t i = 0; i < m_.all; ++i) rows_[i] = memory_.get() + i * n_;
+        y_ = memory_.get() + m_.all * n_;
         next_ = y_ + n_;
         state_ = next_ + n_;
         error_ = state_ + n_;
@@ -345,7 +345,7 @@ class Solver {
     Field<T> field_;
     int64_t n_;
     Watchdog watchdog_;
-    std::vector<T> memory_;
+    std::unique_ptr<T[]> memory_;
     std::vector<T*> rows_;
     T *y_, *next_, *state_, *error_, *work_;
     double history_[2] = {1.0, 1.0};
