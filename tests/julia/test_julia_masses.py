@@ -92,7 +92,8 @@ def test_a_differential_algebraic_problem(name, turned):
     x0 = torch.tensor(0.8, dtype=F64, requires_grad=True)
     t = torch.tensor(T, dtype=F64, requires_grad=True)
     exact = model.exact(t, x0)
-    tolerance = 1e-8
+    # SciML's FBDF reduces its first steps to nothing at 1e-8 where the matrix mixes the components, and says so.
+    tolerance = 1e-6 if name == "FBDF" and turned else 1e-8
     options = {"rtol": tolerance, "atol": 1e-2 * tolerance, "algorithm": name, "backend": "julia"}
     # The gradient by the algebraic part of the initial state is nothing: it follows from the differential part.
     sol = pynode.solve(model, exact[0].detach(), t, mass_matrix=model.mass(), **options)
