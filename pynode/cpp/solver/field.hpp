@@ -28,6 +28,59 @@ class Watchdog {
     Clock::time_point last_;
 };
 
+// Memory for what stages leave; large blocks are kept for the next solve, as fresh pages cost their first touch.
+template <class T>
+class Pool {
+  public:
+    struct Return {
+        int64_t size;
+        void operator()(T* memory) const { Pool::of().give(memory, size); }
+    };
+    using Block = std::unique_ptr<T[], Return>;
+
+    static Pool& of() {
+        static Pool* pool = new Pool;  // never destroyed: solutions may outlive it at Python's exit
+        return *pool;
+    }
+
+    Block take(int64_t size) {
+        if (large(size)) {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            for (auto at = kept_.rbegin(); at != kept_.rend(); ++at)
+                if (at->second == size) {
+                    T* memory = at->first;
+                    kept_.erase(std::next(at).base());
+                    bytes_ -= size * sizeof(T);
+                    return Block(memory, Return{size});
+                }
+        }
+        return Block(new T[size], Return{size});
+    }
+
+  private:
+    static bool large(int64_t size) { return size * static_cast<int64_t>(sizeof(T)) >= 1 << 16; }
+
+    void give(T* memory, int64_t size) {
+        if (!large(size)) {
+            delete[] memory;
+            return;
+        }
+        const std::lock_guard<std::mutex> lock(mutex_);
+        kept_.emplace_back(memory, size);
+        bytes_ += size * sizeof(T);
+        while (bytes_ > kMost) {  // the oldest first
+            bytes_ -= kept_.front().second * sizeof(T);
+            delete[] kept_.front().first;
+            kept_.pop_front();
+        }
+    }
+
+    static constexpr int64_t kMost = 64 << 20;
+    std::mutex mutex_;
+    std::deque<std::pair<T*, int64_t>> kept_;
+    int64_t bytes_ = 0;
+};
+
 template <class T>
 struct Field {
     using Plain = void (*)(T*, const T*, const T*, void* const*, double, T*);

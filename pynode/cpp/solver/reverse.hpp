@@ -7,13 +7,13 @@ class Reverse {
     explicit Reverse(PullBack& r)
         : r_(r), m_(*r.method), s_(*static_cast<Solution<T>*>(r.solution)),
           field_(r.problem, s_.parameters.data()), n_(s_.n),
-          watchdog_(*r.python), memory_((2 * m_.all + 3) * n_ + field_.backward_work + 1), rows_(m_.all), bars_(m_.all),
+          watchdog_(*r.python), memory_(new T[(2 * m_.all + 3) * n_ + field_.backward_work + 1]), rows_(m_.all), bars_(m_.all),
           places_(m_.all) {
         for (int64_t i = 0; i < m_.all; ++i) {
-            rows_[i] = memory_.data() + i * n_;
-            bars_[i] = memory_.data() + (m_.all + i) * n_;
+            rows_[i] = memory_.get() + i * n_;
+            bars_[i] = memory_.get() + (m_.all + i) * n_;
         }
-        adjoint_ = memory_.data() + 2 * m_.all * n_;
+        adjoint_ = memory_.get() + 2 * m_.all * n_;
         state_ = adjoint_ + n_;
         part_ = state_ + n_;
         scratch_ = part_ + n_;
@@ -114,11 +114,11 @@ class Reverse {
             }
             return;
         }
-        if (replayed_.empty()) replayed_.resize(m_.all * field_.left);
+        if (!replayed_) replayed_.reset(new T[m_.all * field_.left]);
         const T* y = s_.states.data() + step * n_;
         for (int64_t i = 0; i < count; ++i) {
             const double time = m_.c[i] == 1.0 ? end : t + m_.c[i] * h;
-            places_[i] = replayed_.data() + i * field_.left;
+            places_[i] = replayed_.get() + i * field_.left;
             if (i > 0) combine(state_, y, h, m_.a + i * m_.all, rows_.data(), i, n_);
             field_.leave(rows_[i], i > 0 ? state_ : y, time, places_[i]);
             ++r_.nfe;
@@ -131,7 +131,7 @@ class Reverse {
     Field<T> field_;
     int64_t n_;
     Watchdog watchdog_;
-    std::vector<T> memory_, replayed_;
+    std::unique_ptr<T[]> memory_, replayed_;
     std::vector<T*> rows_, bars_, places_;
     T *adjoint_, *state_, *part_, *scratch_;
 };

@@ -15,8 +15,8 @@ struct Solution {
     std::vector<T> end;
     std::vector<Saved> saved;
     // What the stages of every step left for their pullback; null where there was no room.
-    std::vector<std::unique_ptr<T[]>> left;
-    std::unique_ptr<T[]> first;  // of f at the start
+    std::vector<typename Pool<T>::Block> left;
+    typename Pool<T>::Block first;  // of f at the start
 };
 
 template <class T>
@@ -45,7 +45,7 @@ class Solver {
         } else {
             T* left = nullptr;
             if (taping_) {
-                solution_->first.reset(new T[field_.left]);
+                solution_->first = Pool<T>::of().take(field_.left);
                 left = solution_->first.get();
             }
             evaluate(rows_[0], y_, r_.t0, left);
@@ -78,7 +78,7 @@ class Solver {
             return;
         }
         used_ += size;
-        room_.reset(new T[size]);
+        room_ = Pool<T>::of().take(size);
         left_ = room_.get();
     }
 
@@ -350,7 +350,7 @@ class Solver {
     T *y_, *next_, *state_, *error_, *work_;
     double history_[2] = {1.0, 1.0};
     bool taping_;
-    std::unique_ptr<T[]> room_;
+    typename Pool<T>::Block room_;
     T* left_ = nullptr;
     int64_t used_ = 0;
 };
