@@ -43,6 +43,7 @@ Key = tuple[str, str, str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this experiment."""
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--problems", nargs="+", choices=DETEST, default=list(DETEST), metavar="PROBLEM")
     parser.add_argument("--controllers", nargs="+", choices=CONTROLLERS, default=list(CONTROLLERS), metavar="NAME")
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
+    """Measure, and say what came of it."""
     names = list(dict.fromkeys([next(iter(CONTROLLERS)), *options.controllers]))
     points = _solved(names, options.methods, options.problems, options.tightest, options.keep)
     tables, claims = [], []

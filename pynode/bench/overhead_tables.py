@@ -24,6 +24,7 @@ def _times(row: Row) -> tuple[str, str]:
 
 
 def forward_table(case: Case, rows: dict[str, Row]) -> Table:
+    """Time, work and error of every contestant's solve."""
     columns = ("", "median", "min", "faster than dopri5", "evaluations", "steps", "each / bare f", "error")
     cells: list[tuple[str, ...]] = []
     for name, row in rows.items():
@@ -45,6 +46,7 @@ def forward_table(case: Case, rows: dict[str, Row]) -> Table:
 
 
 def gradient_table(case: Case, rows: dict[str, Row]) -> Table:
+    """Time and work of every contestant's gradient."""
     columns = ("", "median", "min", "faster than adjoint", "than backprop", "f forward", "f backward", "pullbacks")
     cells: list[tuple[str, ...]] = [
         (

@@ -63,6 +63,7 @@ Key = tuple[str, str, str, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this experiment."""
     parser.add_argument("--set", choices=("detest", "stiff", "all"), default="all", help="which problems (all)")
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="these of them only")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="these of pynode's only")
@@ -96,6 +97,7 @@ def options_check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
+    """Measure, and say what came of it."""
     options_check(options)
     if options.quick:
         options.problems, options.rtol = options.problems or ["A1", "B1", "vdpol"], [1e-3, 1e-5]

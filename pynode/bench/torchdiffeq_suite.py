@@ -22,6 +22,7 @@ FILES = ("api_tests", "event_tests", "norm_tests", "odeint_tests", "gradient_tes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this experiment."""
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="a checkout of torchdiffeq")
     parser.add_argument("--files", nargs="+", default=list(FILES), choices=FILES, help="all five by default")
     parser.add_argument("--ours-only", action="store_true", help="leave out torchdiffeq's own run")
@@ -62,6 +63,7 @@ def outcome(source: Path, name: str, drop_in: bool, limit: float = 3600.0) -> di
 
 
 def run(options: argparse.Namespace) -> Report:
+    """Measure, and say what came of it."""
     source = checked(options.source)
     sides = [("pynode", True)] if options.ours_only else [("pynode", True), ("torchdiffeq", False)]
     results = {

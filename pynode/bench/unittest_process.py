@@ -78,6 +78,7 @@ def run(names: list[str], tests: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the test files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("files", nargs="+")
