@@ -81,6 +81,12 @@ def _values(x: Tensor) -> str:
     return f"{kind}[{', '.join(bare(literal(v, x.dtype)) for v in flat.tolist())}]"
 
 
+def _in_comment(name: str) -> str:
+    """A name of the user's, which may hold anything, on one line: a line break would end the comment, and what stood
+    behind it would run; other invisible characters could hide what is read."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in name)
+
+
 _TIME = re.compile(r"\btime\b")
 
 #: Each function: its head, the array it fills.
@@ -276,7 +282,7 @@ class _Writer:
         if captured.slots:
             lines += ["# p holds"]
             for slot in captured.slots:
-                lines.append(f"#   {slot.offset + 1}:{slot.offset + slot.size}  {slot.name} {slot.shape}")
+                lines.append(f"#   {slot.offset + 1}:{slot.offset + slot.size}  {_in_comment(slot.name)} {slot.shape}")
         for buffer, x in zip(self.constants, captured.constants, strict=True):
             lines.append(f"const {buffer.name} = {self._allocated(buffer.dtype, buffer.size)}  # {tuple(x.shape)}")
         comma = "," if len(self.constants) == 1 else ""
