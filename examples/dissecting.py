@@ -31,24 +31,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from anode import (
+from anode import TOY, convolutions, first, fit_toy, reader, tanh_net
+from fitting import (
     START,
-    TOY,
     Run,
-    convolutions,
-    first,
     fit_images,
-    fit_toy,
     image_arguments,
     parameters,
     picture,
-    reader,
     say,
     settled,
     solver_of,
     spread,
     table,
-    tanh_net,
     within,
 )
 from torch import Tensor, nn

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anode
 import dissecting
+import fitting
 import pytest
 import torch
 from torch import nn
@@ -37,22 +38,22 @@ def test_annuli_are_where_the_docstring_says():
 
 
 def test_averages_over_whole_squares():
-    data = anode.averaged(images(3, 28), 8)
+    data = fitting.averaged(images(3, 28), 8)
     assert data.train_images.shape == (20, 3, 9, 9)
     assert torch.allclose(data.train_images[:, 0, 0, 0], data.train_labels.float(), atol=1e-6)
-    assert anode.averaged(images(1, 8), 8).train_images.shape == (20, 1, 8, 8)
+    assert fitting.averaged(images(1, 8), 8).train_images.shape == (20, 1, 8, 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_models_of_images_are_of_about_the_same_size(channels: int):
     data = images(channels, 8)
     models = dissecting.image_models(data, 5, {})
-    budget = anode.parameters(models["NODE"](24))
+    budget = fitting.parameters(models["NODE"](24))
     for name, make in models.items():
-        filters = anode.within(make, budget)
-        size = anode.parameters(make(filters))
+        filters = fitting.within(make, budget)
+        size = fitting.parameters(make(filters))
         # Within what one more filter would add.
-        assert size <= budget < anode.parameters(make(filters + 1)), name
+        assert size <= budget < fitting.parameters(make(filters + 1)), name
         assert size > 0.85 * budget, name
         assert make(filters)(data.test_images[:2]).shape == (2, 10)
 
@@ -76,9 +77,9 @@ def test_fit_counts_what_an_epoch_cost_and_learns():
 
 
 def test_a_rise_is_the_largest_between_epochs():
-    run = anode.Run(1, losses=[3.0, 1.0, 1.5, 0.5, 0.75])
+    run = fitting.Run(1, losses=[3.0, 1.0, 1.5, 0.5, 0.75])
     assert run.rise == 0.5
-    assert anode.Run(1, losses=[2.0, 1.0]).rise == 0.0
+    assert fitting.Run(1, losses=[2.0, 1.0]).rise == 0.0
 
 
 def test_the_signal_of_the_trackers_costs_nothing_where_it_is_followed():
@@ -88,9 +89,9 @@ def test_the_signal_of_the_trackers_costs_nothing_where_it_is_followed():
     assert torch.allclose(dissecting.circle(torch.tensor(0.25)), torch.tensor([0.0, 1.0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", list(dissecting.FLIPS))
+@pytest.mark.parametrize("name", ["NODE", "data control"])
 def test_only_a_flow_of_the_line_keeps_the_order(name: str):
-    """After training the loss is at least 1 for the NODE, and the way out gets below."""
+    """However it is trained the loss is at least 1 for the NODE; a field that knows the input gets below."""
     torch.manual_seed(0)
     run = anode.fit_toy("flip", dissecting.FLIPS[name](), 0, 4)
     if name == "NODE":
