@@ -95,7 +95,8 @@ def test_only_a_flow_of_the_line_keeps_the_order(name: str):
     torch.manual_seed(0)
     run = anode.fit_toy("flip", dissecting.FLIPS[name](), 0, 4)
     if name == "NODE":
-        assert min(run.losses) > 1 - 1e-3
+        # Two ends that a solver's error e takes past each other have at least (1 - e)^2; e is some tolerances of 1e-3.
+        assert min(run.losses) > (1 - 5e-3) ** 2
     else:
         assert run.losses[-1] < 0.9
 
@@ -108,7 +109,7 @@ def test_trackers_are_fields_of_the_plane():
 
 def printed(script: str, folder: Path, *more: str) -> str:
     command = [sys.executable, str(EXAMPLES / script), "--quick", "--epochs", "1", "--toy-epochs", "1", "--train", "64"]
-    command += ["--test", "100", "--filters", "8", "--eager", "--plot", str(folder / "picture.png"), *more]
+    command += ["--test", "100", "--eager", "--plot", str(folder / "picture.png"), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -117,9 +118,9 @@ def printed(script: str, folder: Path, *more: str) -> str:
 @pytest.mark.slow
 def test_anode_prints_its_tables(tmp_path: Path):
     out = printed("anode.py", tmp_path, "--p", "0", "2")
-    assert out.count("NODE  ") - out.count("ANODE  ") >= 2  # flip and annuli
+    assert len(re.findall(r"^NODE\s+\d", out, re.MULTILINE)) == 2  # flip and annuli
     for row in (
-        r"NODE, 8 filters\s+\d",
+        r"NODE, 24 filters\s+\d",
         r"ANODE, p = 2, \d+ filters\s+\d",
         r"^flip",
         r"^annuli",
