@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import pynode
+import pynode.julia
 from pynode.backends import backend_from_name
 
 INSTALL = "pip install 'pynode[julia]' && pynode julia setup --with flux && pynode doctor"
@@ -123,13 +124,14 @@ def main() -> None:
         data = pynode.solve(spiral, y0, TIMES, rtol=1e-9, atol=1e-9).ys
     before = train_in_torch(field, y0, data, steps)
 
-    import juliacall
-
     print("  Julia: Zygote compiles ...", file=sys.stderr, flush=True)
     handed_over = loss_of(field, y0, data)
     slopes = torch.autograd.grad(handed_over, list(field.parameters()))
     start = time.perf_counter()
     ode = pynode.julia.neural_ode(field, TIMES, rtol=TOLERANCE, atol=TOLERANCE)
+
+    import juliacall  # after Julia has been started with pynode's packages
+
     train = juliacall.Main.seval(TRAIN)
     array = [juliacall.Main.Array(x.numpy().T) for x in (y0, data)]
     trained, losses, first_gradient = train(ode.layer, ode.parameters, ode.states, *array, steps, 1e-2)
