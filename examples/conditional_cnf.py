@@ -85,7 +85,7 @@ def train(label: str, options: argparse.Namespace) -> tuple[CNF, float]:
     """The flow, to be evaluated with the exact trace at a tight tolerance, and the seconds of its training."""
     conditional, trace = WAYS[label]
     torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator(options.device).manual_seed(options.seed)
     cnf = flow(conditional, trace, 1e-3)
     optimizer = torch.optim.Adam(cnf.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=options.steps)
@@ -123,7 +123,9 @@ def picture(flows: dict[str, CNF], out: str) -> None:
                     log_p = true_log_prob(grid, angle)
                 else:
                     log_p = cnf.log_prob(grid, angle if WAYS[label][0] else None)
-            axes.imshow(log_p.exp().reshape(60, 60).T, origin="lower", extent=(-3.5, 3.5, -3.5, 3.5), vmin=0, vmax=0.5)
+            axes.imshow(
+                log_p.exp().reshape(60, 60).T.cpu(), origin="lower", extent=(-3.5, 3.5, -3.5, 3.5), vmin=0, vmax=0.5
+            )
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"{label}, {math.degrees(value):.0f}°", fontsize=7)
     figure.savefig(out, dpi=120)
@@ -135,10 +137,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few iterations: about a minute of one core")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="iterations of training, for each flow (800, with --quick 100)")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--plot", default="conditional_cnf.png", metavar="FILE")
     options = parser.parse_args()
     options.steps, options.batch = options.steps or (100 if options.quick else 800), 128 if options.quick else 256
     torch.set_num_threads(1)
+    torch.set_default_device(options.device)
     begun = time.perf_counter()
 
     flows, seconds = {}, {}
@@ -147,7 +151,7 @@ def main() -> None:
     test = []
     for i, value in enumerate(ANGLES):
         angle = torch.full((1000, 1), value)
-        test.append((angle, draw_points(angle, torch.Generator().manual_seed(options.seed + 1 + i))))
+        test.append((angle, draw_points(angle, torch.Generator(options.device).manual_seed(options.seed + 1 + i))))
 
     print(f"negative log-likelihood of 1000 fresh points in nats; {options.steps} iterations of {options.batch}")
     print(
