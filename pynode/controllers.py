@@ -20,6 +20,14 @@ History = tuple[float, float]
 
 START: History = (1.0, 1.0)
 
+_BITS = 20
+
+
+def steady(size: float) -> float:
+    """A positive number to a millionth: steps chosen by estimates that are rounded differently are the same steps."""
+    mantissa, exponent = math.frexp(size)
+    return math.ldexp(round(mantissa * (1 << _BITS)), exponent - _BITS)
+
 
 @dataclass(frozen=True)
 class PIDController:
@@ -81,10 +89,10 @@ class PIDController:
         if not ratio <= 1.0:  # also NaN
             if not math.isfinite(ratio):
                 return False, self.factormin, history
-            factor = self.safety * self._filter(1.0 / ratio, order, history)
+            factor = steady(self.safety * self._filter(1.0 / ratio, order, history))
             return False, min(self.safety, max(self.factormin, factor)), history
         reciprocal = 1.0 / ratio if ratio > 1e-10 else 1e10
-        factor = self.safety * self._filter(reciprocal, order, history)
+        factor = steady(self.safety * self._filter(reciprocal, order, history))
         # An accepted step never shrinks by more than the filter's noise asks: the floor of 1 of diffrax.
         return True, min(self.factormax, max(1.0, factor)), (reciprocal, history[0])
 
@@ -146,17 +154,18 @@ class PredictiveController(PIDController):
         if not ratio <= 1.0:  # also NaN
             if not math.isfinite(ratio):  # no error to learn from, nor is the step size one that an error asked for
                 return False, self.factormin, START
-            factor = min(self.safety, max(self.factormin, self.safety * ratio ** (-1.0 / order)))
+            factor = min(self.safety, max(self.factormin, steady(self.safety * ratio ** (-1.0 / order))))
             return False, factor, START if history == START else (before, growth * factor)
         reciprocal = 1.0 / ratio if ratio > 1e-10 else 1e10
-        factor = reciprocal ** (1.0 / order)
+        own = factor = reciprocal ** (1.0 / order)
         if growth:
             factor = min(factor, growth * (reciprocal**2 / before) ** (1.0 / order))
-        factor = min(self.factormax, max(self.factormin, self.safety * factor))
+        factor = min(self.factormax, max(self.factormin, steady(self.safety * factor)))
         if 1.0 <= factor < self.deadband:
             factor = 1.0
-        # Nothing is predicted from an error that is rounding only.
-        return True, factor, (reciprocal, factor) if ratio > 1e-10 else START
+        # Nothing is predicted from a step so short that its error is rounding for the most part.
+        far = ratio <= 1e-10 or self.safety * own >= self.factormax
+        return True, factor, START if far else (reciprocal, factor)
 
     def instead(self, history: History, change: float) -> History:
         """See :class:`PIDController`."""

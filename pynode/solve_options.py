@@ -88,15 +88,16 @@ def check_compile(compile: Any, sensealg: SensitivityAlgorithm, differentiable: 
     """Raise where there is no such tier of compilation, or none for this solve."""
     if compile not in (False, "step", "solve"):
         raise InputError(explain(f"compile = {compile!r}", "False, 'step' or 'solve'", "use compile='solve'"))
-    if compile and autocast:
+    if compile == "step" and autocast:
         raise UnsupportedError(
             explain(
-                f"compile={compile!r} under torch.autocast",
+                "compile='step' under torch.autocast",
                 "a solve outside of it: the solver's own arithmetic is in the graph, too",
                 "move `with torch.autocast(...)` inside f, and let f return its result .float()",
             )
         )
-    if compile and differentiable and not isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint):
+    graphed = isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
+    if compile == "step" and differentiable and not graphed:
         raise UnsupportedError(
             explain(
                 f"compile='step' with {sensealg.name}",

@@ -8,7 +8,7 @@ import math
 import pytest
 
 import pynode
-from pynode.controllers import START, IController, PIController, PIDController
+from pynode.controllers import START, IController, PIController, PIDController, steady
 
 CONTROLLERS = (IController(), PIController(), PIDController(), PIDController(dcoeff=0.1))
 every_controller = pytest.mark.parametrize("controller", CONTROLLERS, ids=repr)
@@ -39,8 +39,15 @@ def test_the_elementary_controller_aims_at_its_safety():
     """factor = safety * ratio^(-1/k): the step after which an error ~ h^k would meet the tolerance, times safety."""
     for order in (2, 5):
         for ratio in (0.02, 0.3, 3.0):
-            expected = 0.9 * ratio ** (-1.0 / order)
+            expected = steady(0.9 * ratio ** (-1.0 / order))
             assert IController().propose(ratio, order, START)[1] == pytest.approx(expected, rel=1e-14)
+
+
+def test_sizes_are_taken_to_a_millionth():
+    """What differs by rounding alone is the same, but for the few numbers half-way between two."""
+    sizes = [1.37e-9 * 1.618**n for n in range(100)]
+    assert all(steady(x) == pytest.approx(x, rel=2.0**-20) for x in sizes)
+    assert all(steady(x) == steady(x * (1 + 1e-12)) == steady(steady(x)) for x in sizes)
 
 
 def test_the_elementary_controller_forgets():
@@ -54,7 +61,7 @@ def test_the_filter_of_the_history():
     accepted, factor, history = controller.propose(0.01, k, (2.0, 3.0))
     assert accepted
     assert factor == pytest.approx(
-        0.8 * 100.0 ** ((p + i + d) / k) * 2.0 ** (-(p + 2 * d) / k) * 3.0 ** (d / k), rel=1e-14
+        steady(0.8 * 100.0 ** ((p + i + d) / k) * 2.0 ** (-(p + 2 * d) / k) * 3.0 ** (d / k)), rel=1e-14
     )
     assert history == (100.0, 2.0)
 

@@ -472,7 +472,7 @@ def test_controllers_keep_the_tolerance(controller, sign):
     problem = BY_NAME["modulated" if sign > 0 else "modulated:reversed"]
     default = pynode.solve(problem.f, problem.y0(), problem.times(), rtol=1e-7, atol=1e-7)
     sol = pynode.solve(problem.f, problem.y0(), problem.times(), rtol=1e-7, atol=1e-7, controller=controller)
-    assert sol.stats.forward.nfe != default.stats.forward.nfe
+    assert not torch.equal(sol.ys, default.ys)  # other steps
     assert problem.error(sol.ts, sol.ys) <= sol.stats.forward.accepted * problem.growth * 1e-7 * (1 + math.e)
 
 

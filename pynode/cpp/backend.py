@@ -199,7 +199,8 @@ _WARNED: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 def _fallen_back(request: Request, refusal: str) -> Request:
     COUNTS.fallen_back[refusal] += 1
-    steps = isinstance(request.sensealg, GaussAdjoint | QuadratureAdjoint) and family_of(request.algorithm) is None
+    graphed = isinstance(request.sensealg, GaussAdjoint | QuadratureAdjoint) and not request.problem.autocast.enabled
+    steps = graphed and family_of(request.algorithm) is None
     instead: bool | str = "step" if steps and request.problem.layout.device.type == "cpu" else False
     f = request.problem.f
     told = _WARNED.setdefault(f, set()) if weakly(f) else set()

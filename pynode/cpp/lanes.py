@@ -111,7 +111,6 @@ class LaneRecord:
         counted(self.stats.forward, call)
         COUNTS.repeated += 1
         self.size = call.size if lane.request.algorithm.adaptive else None
-        self.values = values
         return values
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from pynode.controllers import START, PIDController
+from pynode.controllers import START, PIDController, steady
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.stepper import RememberingStepper, SearchingStepper, SteeringStepper, Stepper
 from pynode.native.stiffness import stiffness_clause
@@ -315,7 +315,7 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
         h1 = (0.01 / max(d1, d2)) ** power
         if h1 > unit and (most := max(d1 * unit, d2 * unit * unit)) > 0.0:
             h1 = unit * (0.01 / most) ** power
-    size = min(100.0 * h0, h1, abs(span))
+    size = min(steady(min(100.0 * h0, h1)), abs(span))
     return size if size > 0 else h0  # a non-finite f1 compares false everywhere: start at h0 and let steps shrink
 
 

@@ -183,6 +183,13 @@ class Solver {
         return high == 0.0 ? 0.0 : high * (high / std::hypot(high, 0.1 * low));
     }
 
+    // A positive number to a millionth, as in controllers.py.
+    static double steady(double size) {
+        int exponent;
+        const double mantissa = std::frexp(size, &exponent);
+        return std::ldexp(std::nearbyint(mantissa * 1048576.0), exponent - 20);
+    }
+
     double filtered(double reciprocal) const {
         const double k = static_cast<double>(m_.error_order);
         const double p = r_.pcoeff / k, i = r_.icoeff / k, d = r_.dcoeff / k;
@@ -203,18 +210,20 @@ class Solver {
                 history_[0] = history_[1] = 1.0;
                 return false;
             }
-            factor = std::min(r_.safety, std::max(r_.factormin, r_.safety * std::pow(ratio, -power)));
+            factor = std::min(r_.safety, std::max(r_.factormin, steady(r_.safety * std::pow(ratio, -power))));
             if (!fresh) history_[1] = growth * factor;
             return false;
         }
         const double reciprocal = ratio > 1e-10 ? 1.0 / ratio : 1e10;
-        factor = std::pow(reciprocal, power);
+        const double own = std::pow(reciprocal, power);
+        factor = own;
         if (growth != 0.0) factor = std::min(factor, growth * std::pow(reciprocal * reciprocal / before, power));
-        factor = std::min(r_.factormax, std::max(r_.factormin, r_.safety * factor));
+        factor = std::min(r_.factormax, std::max(r_.factormin, steady(r_.safety * factor)));
         if (factor >= 1.0 && factor < r_.deadband) factor = 1.0;
-        // Nothing is predicted from an error that is rounding only.
-        history_[0] = ratio > 1e-10 ? reciprocal : 1.0;
-        history_[1] = ratio > 1e-10 ? factor : 1.0;
+        // Nothing is predicted from a step so short that its error is rounding for the most part.
+        const bool far = ratio <= 1e-10 || r_.safety * own >= r_.factormax;
+        history_[0] = far ? 1.0 : reciprocal;
+        history_[1] = far ? 1.0 : factor;
         return true;
     }
 
@@ -223,11 +232,11 @@ class Solver {
         if (!(ratio <= 1.0)) {
             factor = r_.factormin;
             if (std::isfinite(ratio))
-                factor = std::min(r_.safety, std::max(r_.factormin, r_.safety * filtered(1.0 / ratio)));
+                factor = std::min(r_.safety, std::max(r_.factormin, steady(r_.safety * filtered(1.0 / ratio))));
             return false;
         }
         const double reciprocal = ratio > 1e-10 ? 1.0 / ratio : 1e10;
-        factor = std::min(r_.factormax, std::max(1.0, r_.safety * filtered(reciprocal)));
+        factor = std::min(r_.factormax, std::max(1.0, steady(r_.safety * filtered(reciprocal))));
         history_[1] = history_[0];
         history_[0] = reciprocal;
         return true;
@@ -253,7 +262,7 @@ class Solver {
             const double most = std::max(d1 * unit, d2 * unit * unit);
             if (h1 > unit && most > 0.0) h1 = unit * std::pow(0.01 / most, power);
         }
-        const double size = std::min(std::min(100.0 * h0, h1), std::abs(span));
+        const double size = std::min(steady(std::min(100.0 * h0, h1)), std::abs(span));
         return size > 0 ? size : h0;
     }
 

@@ -34,6 +34,7 @@ _HALF = (
 _RULE = (*((-x, k, g) for x, k, g in _HALF), *reversed(_HALF[:-1]))
 _NODES = [x for x, _, _ in _RULE]
 _DEPTH = 40  # bisections of one stretch: far below the spacing of times
+_LEAST_SHARE = 1e-3  # of the tolerance, for the shortest interval
 
 
 def pull_back(record: NativeRecord, query: Query, cotangents: Tensor) -> Gradients:
@@ -113,7 +114,8 @@ class _Quadrature:
             size = _rms(
                 [s if k is None else k if s is None else s + k for s, k in zip(total.sums, kronrod, strict=True)]
             )
-            allowed = max(self._atol, self._rtol * size) * abs(end - start) / span
+            # The error at a jump shrinks no faster than its interval: a thousandth is never too much.
+            allowed = max(self._atol, self._rtol * size) * max(abs(end - start) / span, _LEAST_SHARE)
             if not math.isfinite(error):
                 raise GradientError(
                     explain(

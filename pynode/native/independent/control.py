@@ -12,6 +12,13 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+def steady(size: Floats) -> Floats:
+    """:func:`pynode.controllers.steady` for every row."""
+    mantissa, exponent = np.frexp(size)
+    found: Floats = np.ldexp(np.rint(mantissa * 2.0**20), exponent - 20)
+    return found
+
+
 def check_controller(controller: PIDController) -> None:
     """Raise UnsupportedError for a controller whose decisions are Python of its own, for one row at a time."""
     own = type(controller)
@@ -56,6 +63,7 @@ def propose(
         factor *= first ** -(p + 2 * d) * second**d
         second[:] = np.where(accepted, first, second)
         first[:] = np.where(accepted, reciprocal, first)
+    factor = steady(factor)
     # fmax and fmin pass over the NaN of a ratio that is none: the step shrinks as far as it may.
     if accepted.all():
         return accepted, np.minimum(np.maximum(factor, 1.0), controller.factormax)
@@ -71,14 +79,14 @@ def _predict(
     with np.errstate(invalid="ignore"):
         own = np.maximum(ratio, 1e-10) ** (-1.0 / order)
         predicted = second * (np.maximum(ratio, 1e-10) ** -2.0 / first) ** (1.0 / order)
-    factor = np.where(accepted & ~fresh, np.fmin(own, predicted), own) * controller.safety
+    factor = steady(np.where(accepted & ~fresh, np.fmin(own, predicted), own) * controller.safety)
     # fmax passes over the NaN of a ratio that is none: the step shrinks as far as it may.
     factor = np.fmin(np.fmax(factor, controller.factormin), np.where(accepted, controller.factormax, controller.safety))
     factor[accepted & (factor >= 1.0) & (factor < controller.deadband)] = 1.0
     grown = np.where(accepted, factor, second * factor)
     second[:] = np.where(accepted | ~fresh, grown, second)
     first[:] = np.where(accepted, 1.0 / np.maximum(ratio, 1e-10), first)
-    forgotten = (ratio <= 1e-10) | ~np.isfinite(ratio)
+    forgotten = (ratio <= 1e-10) | ~np.isfinite(ratio) | (controller.safety * own >= controller.factormax)
     first[forgotten], second[forgotten] = START
     return accepted, factor
 
@@ -99,5 +107,5 @@ def refined_steps(h0: Floats, d1: Floats, d2: Floats, order: int, span: Floats) 
         h1 = np.where(most <= 1e-15, np.maximum(1e-6, h0 * 0.001), (0.01 / most) ** (1.0 / order))
         quick = unit * (0.01 / np.maximum(d1 * unit, d2 * unit * unit)) ** (1.0 / order)
         h1 = np.where((h1 > unit) & (most > 1e-15), quick, h1)
-        size = np.minimum(np.minimum(unit, h1), span)
+        size = np.minimum(steady(np.minimum(unit, h1)), span)
     return np.where(size > 0, size, h0)
