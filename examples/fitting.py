@@ -80,6 +80,7 @@ def fit(
     optimiser = torch.optim.Adam(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     head = nn.Identity() if model.output is None else model.output
+    eager = model.with_solver(compile=False)  # the test's batches are of another size, which would be compiled once more
     run, began = Run(parameters(model)), time.perf_counter()
     for _ in range(epochs):
         losses, forward, backward = [], [], []
@@ -96,9 +97,9 @@ def fit(
         run.losses.append(statistics.mean(losses))
         run.forward.append(statistics.mean(forward))
         run.backward.append(statistics.mean(backward))
-        run.accuracies.append(100 * tested(model, test, right)[0])
+        run.accuracies.append(100 * tested(eager, test, right)[0])
     run.seconds = time.perf_counter() - began
-    run.tight = tested(model.with_tolerance(1e-5), test, right)[1]
+    run.tight = tested(eager.with_tolerance(1e-5), test, right)[1]
     return run
 
 
@@ -115,11 +116,13 @@ def tested(model: NeuralODE, test: Pair, right: Callable[[Tensor, Tensor], Tenso
 
 
 def fit_images(model: NeuralODE, data: Dataset, seed: int, epochs: int, rate: float = 5e-3, batch: int = 64) -> Run:
-    """Cross-entropy, shuffled batches."""
+    """Cross-entropy, shuffled batches; the last, smaller one of an epoch is left out."""
     generator = torch.Generator().manual_seed(1000 + seed)
+    batch = min(batch, len(data.train_labels))
+    whole = len(data.train_labels) // batch * batch
 
     def epoch() -> Iterable[Pair]:
-        order = torch.randperm(len(data.train_labels), generator=generator).to(data.train_labels.device)
+        order = torch.randperm(len(data.train_labels), generator=generator)[:whole].to(data.train_labels.device)
         return ((data.train_images[rows], data.train_labels[rows]) for rows in order.split(batch))
 
     return fit(model, epoch, (data.test_images, data.test_labels), epochs, rate)
