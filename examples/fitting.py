@@ -80,7 +80,7 @@ def fit(
     optimiser = torch.optim.Adam(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     head = nn.Identity() if model.output is None else model.output
-    eager = model.with_solver(compile=False)  # the test's batches are of another size, which would be compiled once more
+    eager = model.with_solver(compile=False)  # test batches are of another size, which would be compiled again
     run, began = Run(parameters(model)), time.perf_counter()
     for _ in range(epochs):
         losses, forward, backward = [], [], []
