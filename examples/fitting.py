@@ -143,8 +143,8 @@ def image_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--test", type=int, default=1000, help="test images")
     parser.add_argument("--side", type=int, default=8, help="images are averaged to about so many pixels")
     parser.add_argument("--filters", type=int, default=24, help="of the NODE; the others get as many parameters")
-    parser.add_argument("--epochs", type=int, help="of the images; default 10, quick 3")
-    parser.add_argument("--toy-epochs", type=int, help="of 20 iterations; default 10, quick 5; 0 for no toys")
+    parser.add_argument("--epochs", type=int, help="of the images; default 10, quick 2")
+    parser.add_argument("--toy-epochs", type=int, help="of 20 iterations; default 10, quick 3; 0 for no toys")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, help="how many; default 3, quick 1")
     parser.add_argument("--device", default="cpu")
@@ -157,9 +157,9 @@ def settled(options: argparse.Namespace) -> tuple[list[int], Dataset]:
     """Fills in the defaults; the seeds and the data."""
     torch.set_num_threads(1)
     if options.epochs is None:
-        options.epochs = 3 if options.quick else 10
+        options.epochs = 2 if options.quick else 10
     if options.toy_epochs is None:
-        options.toy_epochs = 5 if options.quick else 10
+        options.toy_epochs = 3 if options.quick else 10
     count = options.seeds or (1 if options.quick else 3)
     limit = options.train or (None if options.dataset == "digits" else 2000)
     data = averaged(load_images(options.dataset, options.data, train=limit, test=options.test), options.side)
@@ -197,6 +197,7 @@ def picture(parts: dict[str, dict[str, list[Run]]], path: Path) -> None:
     """Losses and evaluations over epochs, a line a seed; a column each part."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         say("no picture: matplotlib is not installed (pip install 'pynode[plot]')")
         return
@@ -212,5 +213,7 @@ def picture(parts: dict[str, dict[str, list[Run]]], path: Path) -> None:
         grid[0, column].set(title=title, ylabel="training loss")
         grid[1, column].set(xlabel="epoch", ylabel="evaluations of a training solve")
         grid[0, column].legend(fontsize=7)
+        for axes in grid[:, column]:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path)
     say(f"{path} written")

@@ -220,19 +220,23 @@ def train(name: str, model: nn.Module, data: Dataset, epochs: int, options: argp
 
 def picture(rows: list[Trained], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 4), dpi=120, layout="constrained")
+    tests, seconds, memory = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     for i, row in enumerate(rows):
-        left.plot(range(1, len(row.tests) + 1), row.tests, "o-", ms=3, color=f"C{i}", label=row.name)
+        color, name = f"C{i}", f"{row.name} ({row.parameters / 1000:.0f}k)"
+        tests.plot(range(1, len(row.tests) + 1), row.tests, "o-", ms=3, color=color, label=name)
+        seconds.barh(i, row.seconds, color=color)
+        memory.barh(i, row.megabytes or 0.0, color=color)
         if row.megabytes is None:
-            continue
-        right.scatter(row.seconds, row.megabytes, s=row.parameters / 2000, color=f"C{i}")
-        right.annotate(row.name, (row.seconds, row.megabytes), fontsize=7, xytext=(4, 6), textcoords="offset points")
-    left.set(xlabel="epoch", ylabel="test accuracy in %", title=title)
-    left.legend(fontsize=7)
-    right.set(xlabel="seconds of training", ylabel="MB of a training step", title="price (area: parameters)")
-    right.set(xscale="log", yscale="log")
+            memory.text(0.0, i, " not torch's, not counted", va="center", fontsize=7)
+    tests.set(xlabel="epoch", ylabel="test accuracy in %", title=title)
+    tests.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tests.legend(fontsize=7, title="parameters", title_fontsize=7)
+    for axes, label in ((seconds, "seconds of training"), (memory, "MB of a training step")):
+        axes.set(xlabel=label, yticks=[])
+        axes.invert_yaxis()
     figure.savefig(path)
 
 
