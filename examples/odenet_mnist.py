@@ -18,10 +18,11 @@ The ODE-net is trained once for each way to its gradient:
 * ``GaussAdjoint``, ``BacksolveAdjoint``: the continuous adjoint, whose own error is controlled by its tolerance.
 
 Memory is the most that torch holds at one time during one training step, above model and data; what the C++ code holds
-is not torch's and not counted. Seconds are those of the training, without tests and compilation. "train %" is the
-accuracy on the first 10 000 training images. Evaluations and pullbacks (VJP, products with the field's Jacobian) are
-means over the training's iterations. The continuous adjoints' absolute tolerance is a thousandth of the solve's: the
-loss is a mean over the batch, and the adjoint small.
+is not torch's and not counted: it keeps what the stages computed as long as there is room, and evaluates only the rest
+again. Seconds are those of the training, without tests and compilation. "train %" is the accuracy on the first 10 000
+training images. Evaluations and pullbacks (VJP, products with the field's Jacobian) are means over the training's
+iterations. The continuous adjoints' absolute tolerance is a thousandth of the solve's: the loss is a mean over the
+batch, and the adjoint small.
 
 Differs from the originals: group instead of batch normalisation in both networks (batch statistics would make the field
 depend on the other images; there are as many parameters), Adam with a one-cycle schedule, Tsit5.
