@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import digit_pixels
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import pynode
@@ -113,8 +113,7 @@ class Data:
 
 def digits(seed: int) -> Data:
     """The digits, scaled to [0, 1], split by a seed."""
-    pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
+    x, y = digit_pixels()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     parts = [(x[i], y[i]) for i in torch.split(order, [1000, 297, 500])]
     return Data(*parts)
