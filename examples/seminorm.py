@@ -170,14 +170,14 @@ def draw(found: dict[tuple[str, float], list[Pair]], out: str) -> None:
     except ImportError:
         print("no picture: it needs matplotlib (pip install 'pynode[plot]')", file=sys.stderr)
         return
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(MODELS)), MODELS, strict=True):
         for i, (rtol, _) in enumerate(TOLERANCES):
             pairs = found[name, rtol]
             axes.plot([p.nfe["full"] for p in pairs], f"C{i}-", label=f"full norm, rtol {rtol:g}")
             axes.plot([p.nfe["seminorm"] for p in pairs], f"C{i}--", label="seminorm")
         axes.set(title=name, xlabel="step of training", ylabel="backward evaluations")
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
     figure.savefig(out, dpi=120)
     print(f"picture: {out}", file=sys.stderr)
 

@@ -139,14 +139,16 @@ def draw(laws: dict[str, RateLaw], b: Tensor, t: Tensor, data: Tensor, out: str)
     left, right = figure.subplots(1, 2)
     fine = torch.cat([torch.zeros(1), torch.logspace(t[1].log10().item(), t[-1].log10().item(), 100)]).double()
     y = torch.stack([torch.zeros_like(b), b, torch.zeros_like(b)], -1)
-    left.loglog(b, truth(y), "k", lw=3, alpha=0.3, label="3e7 B²")
+    left.loglog(b, truth(y), "k", lw=9, alpha=0.3, label="3e7 B²")
+    # The methods agree: the later lines are thinner, for all of them to be seen.
     for i, (name, law) in enumerate(laws.items()):
+        width = 5.0 - 1.8 * i
         with torch.no_grad():
-            left.loglog(b, law(y), "--", color=f"C{i}", label=name)
+            left.loglog(b, law(y), color=f"C{i}", lw=width, label=name)
             field = UniversalODE(known, law, inside=True)
             ys = pynode.solve(field, START, fine, algorithm=pynode.RadauIIA5(), rtol=RTOL, atol=ATOL).ys / SCALE
         for k in range(3):
-            right.semilogx(fine[1:], ys[1:, k], "-", color=f"C{i}", lw=1, label=name if k == 0 else None)
+            right.semilogx(fine[1:], ys[1:, k], "-", color=f"C{i}", lw=width, label=name if k == 0 else None)
     for k, marker in enumerate("osv"):
         right.semilogx(t[1:], data[1:, k] / SCALE[k], f"k{marker}", ms=4, mfc="none", label=f"data, {'ABC'[k]}")
     left.set(xlabel="B", ylabel="rate", title="The learned law")
