@@ -150,7 +150,7 @@ def test_vowels_are_two_files_in_one_of_the_places(tmp_path, monkeypatch):
     below = tmp_path / "JapaneseVowels"
     below.mkdir()
     (below / VOWELS[0]).write_bytes(b"")
-    with pytest.raises(InputError, match="no japanese-vowels in .*aeon"):
+    with pytest.raises(InputError, match=r"no japanese-vowels in .*aeon"):
         find_vowels(tmp_path)
     (below / VOWELS[1]).write_bytes(b"")
     monkeypatch.setenv("PYNODE_DATA", str(tmp_path))
