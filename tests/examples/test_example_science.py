@@ -178,3 +178,16 @@ def test_train_in_julia_says_how_to_install_julia(tmp_path: Path):
     if pynode.backends.backend_from_name("julia").absent() is None:
         pytest.skip("Julia is here")
     assert "pynode julia setup --with flux" in run(tmp_path, "train_in_julia", status=2)
+
+
+@pytest.mark.slow
+@pytest.mark.julia
+def test_train_in_julia(tmp_path: Path):
+    lacking = pynode.backends.backend_from_name("julia").absent()
+    if lacking is not None:
+        pytest.skip(lacking)
+    printed = run(tmp_path, "train_in_julia", "--steps", "2")
+    there, back, slope = (float(x) for x in re.findall(r"(\d\.\de[-+]\d+)$", printed, re.M))
+    # Either side solves at 1e-7; losses are of order one, and a thousandfold is room for the solve's sensitivity.
+    assert max(there, back, slope) < 1e-4
+    assert re.search(r"^Julia: .* are the 2 steps", printed, re.M)
