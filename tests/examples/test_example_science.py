@@ -123,9 +123,11 @@ def test_pde_adjoint(tmp_path: Path):
     printed = run(tmp_path, "pde_adjoint", "--size", "8", "--steps", "4")
     for name in pde_adjoint.SENSEALGS:
         assert f"\n{name}" in printed
-    errors = [float(e) for e in re.findall(r"^\w+Adjoint\(\S*\) +[\d.]+ .* (\S+)$", printed, re.M)]
-    assert len(errors) >= 5
-    assert max(errors) < 1e-2
+    rows = re.findall(r"^(\w+)Adjoint\(\S*\) +[\d.]+ .* (\S+) +(\S+)$", printed, re.M)
+    assert len(rows) >= 5
+    assert max(float(error) for _, error, _ in rows) < 1e-2
+    # The discrete gradient at a uniform state may be anything: that is what the column shows.
+    assert max(float(error) for name, _, error in rows if name not in {"Checkpointed", "Direct"}) < 1e-2
     guess, _, found = (float(x) for x in re.findall(r"relative error: (\S+) .*?, (\S+) .*?, (\S+) of what", printed)[0])
     assert found < guess
 
