@@ -122,6 +122,9 @@ def main() -> None:
     gap = against_scipy(field, y0, t, exact[0])
 
     lacking = backend_from_name("julia").absent()
+    if lacking is None:
+        print("  Julia starts ...", file=sys.stderr, flush=True)  # now, so that its messages stay out of the table
+        pynode.solve(field, y0, t, backend="julia", algorithm=pynode.Tsit5())
     count = sum(p.numel() for p in field.parameters())
     print(f"network of {count} parameters, 8 samples, Tsit5 at {TOLERANCE:g}, float64; relative distances")
     print(f"{'':30} {'final state':>12} {'gradient':>9} {'evaluations':>11} {'pullbacks':>9} {'ms':>8}")
