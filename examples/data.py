@@ -10,6 +10,7 @@
 ``cifar10``               ``cifar10-jpeg.npz``: all images as JPEGs (``jpeg``: their bytes in a row, ``offsets``,
                           ``labels``, ``is_train``, ``names``), lossy, so figures may differ from the original's
 ``physionet``             ``physionet2012-set-a.npz``: one row per measurement (see ``physionet.py``)
+``japanese-vowels``       ``JapaneseVowels_TRAIN.ts`` and ``_TEST.ts`` of the UEA archive; the package aeon has them
 ========================  ======================================================================================
 
 Looked for in ``--data DIR`` alone where that is given; else in the folders of the environment variable ``PYNODE_DATA``
@@ -20,6 +21,7 @@ install. IDX files all have the same names: which data set they are is read from
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
 import sys
@@ -35,6 +37,7 @@ from pynode.errors import InputError, explain
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
 CIFAR10, PHYSIONET = "cifar10-jpeg.npz", "physionet2012-set-a.npz"
+VOWELS = ("JapaneseVowels_TRAIN.ts", "JapaneseVowels_TEST.ts")
 LABELS = "train-labels-idx1-ubyte"
 #: Below a place, where packages and torchvision put IDX files.
 FOLDERS = (
@@ -52,6 +55,7 @@ HOW = {
     "fashion-mnist": "apt install dataset-fashion-mnist, or torchvision.datasets.FashionMNIST(DIR, download=True)",
     "cifar10": f"a folder with {CIFAR10}",
     "physionet": f"a folder with {PHYSIONET}",
+    "japanese-vowels": f"a folder with {VOWELS[0]} and {VOWELS[1]}, or pip install aeon, which has them",
 }
 
 
@@ -150,6 +154,19 @@ def find_physionet(folder: Path | None = None) -> Path:
     return path
 
 
+def find_vowels(folder: Path | None = None) -> Path:
+    """The folder with the two files of JapaneseVowels."""
+    searched = places(folder)
+    aeon = importlib.util.find_spec("aeon")
+    if folder is None and aeon is not None and aeon.origin is not None:
+        searched.append(Path(aeon.origin).parent / "datasets" / "data")
+    for place in searched:
+        for candidate in (place, place / "JapaneseVowels"):
+            if all((candidate / file).is_file() for file in VOWELS):
+                return candidate
+    raise _missing("japanese-vowels", folder, [])
+
+
 def _only(folder: Path) -> str:
     """What a folder holds, where that is one thing."""
     found = sorted({what for _, what in _idx_below(folder)})
@@ -213,17 +230,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     options = parser.parse_args()
-    for name in (*NAMES, "physionet"):
+    for name in (*NAMES, "physionet", "japanese-vowels"):
         try:
             if name == "digits":
                 where = "scikit-learn"
             elif name in FIRST_LABELS.values():
                 where = str(find_idx(name, options.data))
+            elif name == "japanese-vowels":
+                where = str(find_vowels(options.data))
             else:
                 where = str(find_file(CIFAR10 if name == "cifar10" else PHYSIONET, name, options.data))
         except InputError:
             where = f"not found; {HOW[name]}"
-        print(f"{name:14} {where}")
+        print(f"{name:15} {where}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("physionet.png"))
+    parser.add_argument("--plot", "--out", dest="out", type=Path, default=Path("physionet.png"))
     options = parser.parse_args()
     if options.quick:
         options.epochs = 5

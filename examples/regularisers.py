@@ -211,7 +211,14 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="the first weight of each grid, without choosing")
     parser.add_argument("--seed", type=int, default=0, help="first of the table's seeds")
     parser.add_argument("--epochs", type=int, help="default 20; 5 if quick")
-    parser.add_argument("--output", type=Path, default=Path("regularisers.png"), help="the picture; the table as .json")
+    parser.add_argument(
+        "--plot",
+        "--output",
+        dest="output",
+        type=Path,
+        default=Path("regularisers.png"),
+        help="the picture; the table as .json",
+    )
     options = parser.parse_args()
     began = time.perf_counter()
     epochs = options.epochs or (5 if options.quick else 20)

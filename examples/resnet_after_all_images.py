@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="of the grid")
     parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("resnet_after_all_images.png"), help="also .json")
+    parser.add_argument(
+        "--plot", "--out", dest="out", type=Path, default=Path("resnet_after_all_images.png"), help="also .json"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, iterations, finest = (1, 100, 2) if options.quick else (options.seeds, options.iterations, 4)

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("sklearn")
 
 import data as example_data
-from data import CIFAR10, FIRST_LABELS, find_physionet, load_images
+from data import CIFAR10, FIRST_LABELS, VOWELS, find_physionet, find_vowels, load_images
 
 from pynode.errors import InputError
 
@@ -144,3 +144,14 @@ def test_physionet_is_a_file_in_one_of_the_places(tmp_path, monkeypatch):
     (tmp_path / example_data.PHYSIONET).write_bytes(b"")
     monkeypatch.setenv("PYNODE_DATA", str(tmp_path))
     assert find_physionet().parent == tmp_path
+
+
+def test_vowels_are_two_files_in_one_of_the_places(tmp_path, monkeypatch):
+    below = tmp_path / "JapaneseVowels"
+    below.mkdir()
+    (below / VOWELS[0]).write_bytes(b"")
+    with pytest.raises(InputError, match=r"no japanese-vowels in .*aeon"):
+        find_vowels(tmp_path)
+    (below / VOWELS[1]).write_bytes(b"")
+    monkeypatch.setenv("PYNODE_DATA", str(tmp_path))
+    assert find_vowels() == find_vowels(tmp_path) == below

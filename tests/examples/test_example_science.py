@@ -123,9 +123,11 @@ def test_pde_adjoint(tmp_path: Path):
     printed = run(tmp_path, "pde_adjoint", "--size", "8", "--steps", "4")
     for name in pde_adjoint.SENSEALGS:
         assert f"\n{name}" in printed
-    errors = [float(e) for e in re.findall(r"^\w+Adjoint\(\S*\) +[\d.]+ .* (\S+)$", printed, re.M)]
-    assert len(errors) >= 5
-    assert max(errors) < 1e-2
+    rows = re.findall(r"^(\w+)Adjoint\(\S*\) +[\d.]+ .* (\S+) +(\S+)$", printed, re.M)
+    assert len(rows) >= 5
+    assert max(float(error) for _, error, _ in rows) < 1e-2
+    # The discrete gradient at a uniform state may be anything: that is what the column shows.
+    assert max(float(error) for name, _, error in rows if name not in {"Checkpointed", "Direct"}) < 1e-2
     guess, _, found = (float(x) for x in re.findall(r"relative error: (\S+) .*?, (\S+) .*?, (\S+) of what", printed)[0])
     assert found < guess
 
@@ -178,3 +180,16 @@ def test_train_in_julia_says_how_to_install_julia(tmp_path: Path):
     if pynode.backends.backend_from_name("julia").absent() is None:
         pytest.skip("Julia is here")
     assert "pynode julia setup --with flux" in run(tmp_path, "train_in_julia", status=2)
+
+
+@pytest.mark.slow
+@pytest.mark.julia
+def test_train_in_julia(tmp_path: Path):
+    lacking = pynode.backends.backend_from_name("julia").absent()
+    if lacking is not None:
+        pytest.skip(lacking)
+    printed = run(tmp_path, "train_in_julia", "--steps", "2")
+    there, back, slope = (float(x) for x in re.findall(r"(\d\.\de[-+]\d+)$", printed, re.M))
+    # Either side solves at 1e-7; losses are of order one, and a thousandfold is room for the solve's sensitivity.
+    assert max(there, back, slope) < 1e-4
+    assert re.search(r"^Julia: .* are the 2 steps", printed, re.M)
