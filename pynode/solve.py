@@ -242,7 +242,7 @@ def solve(
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:
-        sensealg = choose(problem, algorithm, transformed=functional, compiled=bool(compile), backend=backend)
+        sensealg = choose(problem, algorithm, transformed=functional, backend=backend)
     sensealg = as_sensealg(sensealg)
     refuse_transform(sensealg)
     missing = engine.supports(algorithm, sensealg)
@@ -257,7 +257,7 @@ def solve(
     first = dt0 if not isinstance(dt0, WarmStart) else dt0.first_step(like)
     check_steps(max_steps, first, dtmin, dtmax)
     check_controller(controller)
-    check_compile(compile, sensealg, torch.is_grad_enabled() or functional, problem.autocast.enabled)
+    check_compile(compile, sensealg, torch.is_grad_enabled(), problem.autocast.enabled)
 
     save = as_saveat(saveat)
     points = save_points(save, problem.t, problem.times)
