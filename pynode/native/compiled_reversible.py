@@ -125,6 +125,11 @@ class CompiledReversible(Reversible):
 class CompiledReversibleHeun(CompiledReversible, ReversibleHeun):
     method = ReversibleHeun
 
+    def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
+        super().begin(t, y, derivative, jump)
+        z, slope = self._carried
+        self._carried = (z.clone(), slope)  # a graph given one tensor twice serves for no other steps
+
 
 class CompiledAsynchronousLeapfrog(CompiledReversible, AsynchronousLeapfrog):
     method = AsynchronousLeapfrog
