@@ -341,7 +341,7 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
 
 
 class CompiledDirectRungeKutta(TapedRungeKutta):
-    """Steps on torch's tape, one compiled graph each, with all stages that the error estimate and the next step need."""
+    """Steps on torch's tape, one compiled graph each, with the stages of error estimate and next step."""
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         super().__init__(tableau, field)
