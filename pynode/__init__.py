@@ -1,4 +1,15 @@
-"""Neural differential equations for PyTorch: solve, differentiate, cross-check."""
+"""Neural differential equations for PyTorch: solve, differentiate, cross-check.
+
+Examples in docstrings begin where ``import math, torch, pynode`` and ``import pynode.training`` left off.
+
+Examples
+--------
+>>> field, y0 = torch.nn.Linear(2, 2), torch.ones(2)
+>>> sol = pynode.solve(lambda t, y: field(y), y0, [0.0, 1.0])
+>>> sol.ys[-1].sum().backward()
+>>> field.weight.grad.shape
+torch.Size([2, 2])
+"""
 
 from pynode import nn, problems
 from pynode.algorithms import (

@@ -11,13 +11,21 @@ from torch import Tensor
 
 from pynode.errors import InputError, explain
 from pynode.events import RowFiring
-from pynode.solution import _ADVICE, ReturnCode, Solution
+from pynode.solution import ADVICE, ReturnCode, Solution
 
 
 @dataclass(frozen=True)
 class RowCounts:
     """Work of every row in the forward solve, int64 tensors (B,) on the host: evaluations of ``f`` that the row took
-    part in, accepted and rejected steps."""
+    part in, accepted and rejected steps.
+
+    Examples
+    --------
+    >>> y0 = torch.tensor([[1.0], [2.0]])
+    >>> sol = pynode.solve(lambda t, y: -y, y0, [0.0, 1.0], batching="independent")
+    >>> sol.row_stats.nfe.shape, int(sol.row_stats.accepted.sum()) == sol.stats.forward.accepted
+    (torch.Size([2]), True)
+    """
 
     nfe: Tensor
     accepted: Tensor
@@ -46,6 +54,16 @@ class BatchSolution(Solution):
     events : tuple of RowFiring
         Empty without ``events=``; otherwise what fired in each row first, what second, and so on, as many as fired in
         any row, and one at least.
+
+    Examples
+    --------
+    >>> y0 = torch.tensor([[1.0], [1.0]])
+    >>> rates = pynode.PerSample(torch.tensor([[1.0], [100.0]]))
+    >>> sol = pynode.solve(lambda t, y, k: -k * (y - 1 - t), y0, [0.0, 1.0], args=(rates,), batching="independent")
+    >>> sol.ys.shape, [code.name for code in sol.retcodes]
+    (torch.Size([2, 2, 1]), ['Success', 'Success'])
+    >>> bool(sol.row_stats.accepted[1] > sol.row_stats.accepted[0])  # each row has its own steps
+    True
     """
 
     events: tuple[RowFiring, ...]  # type: ignore[assignment]
@@ -128,7 +146,7 @@ def rows_message(failed: list[tuple[int, float, str]], retcodes: list[ReturnCode
     kinds = ", ".join(f"{count} {code.name}" for code, count in codes.items())
     first = "; ".join(f"row {row} at t = {t:.9g}: {retcodes[row].value} ({detail})" for row, t, detail in failed)
     more = ", ..." if sum(codes.values()) > len(failed) else ""
-    expectation, remedy = _ADVICE[next(iter(codes))]
+    expectation, remedy = ADVICE[next(iter(codes))]
     return explain(
         f"{sum(codes.values())} of {len(retcodes)} rows failed ({kinds}): {first}{more}",
         f"every row {expectation.removeprefix('to ') if expectation.startswith('to ') else 'with ' + expectation}",

@@ -9,23 +9,69 @@ if TYPE_CHECKING:
 
 
 class PynodeError(Exception):
-    """Base class of every error pynode raises on purpose."""
+    """Base class of every error pynode raises on purpose.
+
+    Examples
+    --------
+    >>> try:
+    ...     pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm="tsit6")
+    ... except pynode.PynodeError as error:
+    ...     print(error)
+    unknown algorithm 'tsit6'. Expected: one of AB3, AB4, AB5, ABM32, ABM43, ABM54, AdaptiveHeun, ...
+    """
 
 
 class InputError(PynodeError, ValueError):
-    """An argument is not what the function accepts."""
+    """An argument is not what the function accepts.
+
+    Examples
+    --------
+    >>> try:
+    ...     pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 0.0])
+    ... except pynode.InputError as error:
+    ...     print(error)
+    t[0] = 0.0 is followed by t[1] = 0.0. Expected: strictly increasing or strictly decreasing finite ...
+    """
 
 
 class FieldError(PynodeError, ValueError):
-    """The vector field returned something that cannot be the derivative of the state."""
+    """The vector field returned something that cannot be the derivative of the state.
+
+    Examples
+    --------
+    >>> try:
+    ...     pynode.solve(lambda t, y: y.sum(), torch.ones(3), [0.0, 1.0])
+    ... except pynode.FieldError as error:
+    ...     print(error)
+    f returned shape (). Expected: the shape of y, (3,). Remedy: return one derivative per element of ...
+    """
 
 
 class GradientError(PynodeError, RuntimeError):
-    """A gradient was asked for that cannot be computed, or cannot be trusted."""
+    """A gradient was asked for that cannot be computed, or cannot be trusted.
+
+    Examples
+    --------
+    >>> y0, unused = torch.ones(1), torch.ones(1, requires_grad=True)
+    >>> try:
+    ...     pynode.solve(lambda t, y: -y, y0, [0.0, 1.0], params=[unused]).ys.sum().backward()
+    ... except pynode.GradientError as error:
+    ...     print(error)
+    a parameter of shape (1,) requires a gradient but f's result does not depend on it in autograd's ...
+    """
 
 
 class UnsupportedError(PynodeError, NotImplementedError):
-    """A valid request that this version, backend or algorithm does not offer."""
+    """A valid request that this version, backend or algorithm does not offer.
+
+    Examples
+    --------
+    >>> try:
+    ...     pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.JuliaAlgorithm("Rodas5P"))
+    ... except pynode.UnsupportedError as error:
+    ...     print(error)
+    backend 'torch' does not offer the algorithm Rodas5P. Expected: a combination it offers. Remedy: ...
+    """
 
 
 class MissingPackageError(PynodeError, ImportError):
@@ -43,6 +89,14 @@ class SolveError(PynodeError, RuntimeError):
         The time it had reached.
     solution : Solution or None
         What ``throw=False`` would have returned.
+
+    Examples
+    --------
+    >>> try:
+    ...     pynode.solve(lambda t, y: y**2, torch.ones(1), [0.0, 2.0])  # blows up at t = 1
+    ... except pynode.SolveError as error:
+    ...     print(error.retcode.successful, abs(error.t - 1) < 0.01, error.solution.ts.shape)
+    False True torch.Size([1])
     """
 
     def __init__(self, message: str, retcode: ReturnCode, t: float, solution: Solution | None = None) -> None:
@@ -69,4 +123,14 @@ def explain(value: str, expectation: str, remedy: str) -> str:
 
 
 class CompileWarning(UserWarning):
-    """A solve asked for with ``compile="solve"`` was not done in C++."""
+    """A solve asked for with ``compile="solve"`` was not done in C++.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm="trapezoid", compile="solve")
+    >>> print(caught[0].message)
+    compile='solve' is not possible for this solve: Trapezoid is no explicit Runge-Kutta method. It is ...
+    """

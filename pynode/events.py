@@ -47,6 +47,18 @@ class Event:
     Ordinary Differential Equations"), here for the dense output of the steps taken: the gradient is exact for these,
     and exists once (it cannot be differentiated again). Where the condition grazes zero, its time has none:
     ``GradientError``.
+
+    Examples
+    --------
+    >>> fall = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)])
+    >>> height = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    >>> ground = pynode.Event(lambda t, y: y[0], direction=-1)
+    >>> sol = pynode.solve(fall, torch.stack([height, 0 * height]), [0.0, 10.0], events=ground)
+    >>> round(sol.events[0].t.item(), 4)  # sqrt(2 h / g)
+    0.4515
+    >>> (slope,) = torch.autograd.grad(sol.events[0].t, height)
+    >>> round(slope.item(), 4)  # 1 / sqrt(2 g h)
+    0.2258
     """
 
     condition: Callable[..., Any]
@@ -92,6 +104,14 @@ class Firing:
         Which of the solve's events, and which element of its condition, flattened.
     before, after : tree of tensors
         The state just before it and after its effect, of the form of ``y``; differentiable.
+
+    Examples
+    --------
+    >>> half = pynode.Event(lambda t, y: y[0] - 0.5, terminal=False, effect=lambda t, y: y + 1)
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], events=half)
+    >>> (firing,) = sol.events
+    >>> round(firing.t.item(), 3), round(firing.before.item(), 3), round(firing.after.item(), 3), firing.event
+    (0.693, 0.5, 1.5, 0)
     """
 
     t: Tensor
@@ -114,6 +134,14 @@ class RowFiring:
         Which of the solve's events, and which element of its condition, flattened; int64, -1 in rows where none did.
     before, after : tree of tensors
         The states just before it and after its effect, leaves (B, ...), NaN in rows where none fired; differentiable.
+
+    Examples
+    --------
+    >>> y0 = torch.tensor([[1.0], [2.0], [0.2]])
+    >>> half = pynode.Event(lambda t, y: y[:, 0] - 0.5)
+    >>> sol = pynode.solve(lambda t, y: -y, y0, [0.0, 5.0], events=half, batching="independent")
+    >>> [round(t, 3) for t in sol.events[0].t.tolist()]  # log 2, log 4, never
+    [0.693, 1.386, nan]
     """
 
     t: Tensor

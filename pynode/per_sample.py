@@ -25,6 +25,13 @@ class PerSample:
     --------
     ``solve(vanderpol, y0, t, args=(PerSample(mu),), batching="independent")`` with ``mu`` (B, 1) calls
     ``vanderpol(t, y, mu)`` with ``t`` (b, 1), ``y`` (b, 2) and ``mu`` (b, 1).
+
+    >>> stiffness = torch.tensor([[1.0], [4.0]])
+    >>> f = lambda t, y, k: torch.cat([y[:, 1:], -k * y[:, :1]], 1)  # t (b, 1), y (b, 2), k (b, 1)
+    >>> y0 = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> sol = pynode.solve(f, y0, [0.0, math.pi], args=(pynode.PerSample(stiffness),), batching="independent")
+    >>> sol.ys[-1, :, 0].round(decimals=3)  # cos(pi), cos(2 pi)
+    tensor([-1.,  1.])
     """
 
     def __init__(self, tree: Tree) -> None:

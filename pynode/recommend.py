@@ -31,6 +31,15 @@ class Recommendation:
     reason : str
     report : CrosscheckReport
         Every combination that was measured.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: torch.sin(y), torch.ones(2, dtype=torch.float64)
+    >>> only = {"algorithms": ["dopri5"], "sensealgs": ["Direct"], "backends": ["torch"]}
+    >>> choice = pynode.recommend(f, y0, [0.0, 1.0], **only)
+    >>> sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=choice.algorithm, sensealg=choice.sensealg)
+    >>> sol.retcode.name
+    'Success'
     """
 
     algorithm: Algorithm
@@ -86,6 +95,14 @@ def recommend(
         the reference and fits.
     InputError
         For arguments that cannot be used, and where the budget was spent before anything was measured.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: torch.sin(y), torch.ones(2, dtype=torch.float64)
+    >>> only = {"algorithms": ["tsit5"], "sensealgs": ["Checkpointed"], "backends": ["torch"]}
+    >>> choice = pynode.recommend(f, y0, [0.0, 1.0], **only)
+    >>> choice.algorithm.name, choice.sensealg.name, choice.within
+    ('Tsit5', 'CheckpointedAdjoint', True)
     """
     limit = 10.0 * rtol if gradient_rtol is None else gradient_rtol
     report = crosscheck(

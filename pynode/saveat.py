@@ -37,6 +37,16 @@ class SaveAt:
     fn : callable, optional
         ``fn(t, y, *args)``, a tensor or a tree of tensors, is given in place of the state at each save time, and
         differentiated by plain autograd. ``sol(t)`` gives states all the same.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: -y, torch.ones(3)
+    >>> pynode.solve(f, y0, [0.0, 1.0], saveat=pynode.SaveAt(ts=[0.25, 0.5])).ys.shape
+    torch.Size([2, 3])
+    >>> pynode.solve(f, y0, [0.0, 1.0], saveat=pynode.SaveAt(t1=True, fn=lambda t, y: y.sum())).ys.shape
+    torch.Size([1])
+    >>> pynode.solve(f, y0, [0.0, 1.0], saveat=pynode.SaveAt(steps=True), algorithm=pynode.RK4(dt=0.5)).ts
+    tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
 
     ts: Times | None = None

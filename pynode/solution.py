@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 
 class ReturnCode(enum.Enum):
-    """How a solve ended. Names are SciML's."""
+    """How a solve ended. Names are SciML's.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: y**2, torch.ones(1), [0.0, 2.0], throw=False)  # 1 / (1 - t)
+    >>> sol.retcode.successful, 0.9 < sol.span[1] < 1.1
+    (False, True)
+    >>> pynode.ReturnCode.Terminated.value
+    'a terminal event ended it'
+    """
 
     Success = "the final time was reached"
     Terminated = "a terminal event ended it"
@@ -39,7 +48,8 @@ class ReturnCode(enum.Enum):
         return self in (ReturnCode.Success, ReturnCode.Terminated)
 
 
-_ADVICE: dict[ReturnCode, tuple[str, str]] = {
+#: What was expected and what to do, of every way to fail.
+ADVICE: dict[ReturnCode, tuple[str, str]] = {
     ReturnCode.MaxIters: (
         "to reach the final time within the limit",
         "raise max_steps; if the steps are much smaller than the solution's features the problem is stiff for an "
@@ -75,7 +85,7 @@ _ADVICE: dict[ReturnCode, tuple[str, str]] = {
 
 def failure_message(retcode: ReturnCode, t: float, detail: str) -> str:
     """The message of a SolveError: what happened at which time, the expectation, the remedy."""
-    expectation, remedy = _ADVICE[retcode]
+    expectation, remedy = ADVICE[retcode]
     return explain(f"the solve stopped at t = {t:.9g} because {retcode.value} ({detail})", expectation, remedy)
 
 
@@ -88,6 +98,12 @@ class Counts:
 
     Of implicit methods besides: ``njac`` Jacobians (or points at which products with one were prepared), whose own
     evaluations and pullbacks are in none of the others, and ``nlu`` factored matrices.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.RK4(steps=10))
+    >>> sol.stats.forward.nfe, sol.stats.forward.accepted, sol.stats.forward.rejected
+    (40, 10, 0)
     """
 
     nfe: int = 0
@@ -101,7 +117,18 @@ class Counts:
 @dataclass
 class Stats:
     """``forward``: the solve (dense queries ``sol(t)`` add to it). ``backward``: the gradient, zero until it has run
-    and the sum over all its runs."""
+    and the sum over all its runs.
+
+    Examples
+    --------
+    >>> y0 = torch.ones(1, requires_grad=True)
+    >>> sol = pynode.solve(lambda t, y: -y, y0, [0.0, 1.0])
+    >>> sol.stats.backward.nfe
+    0
+    >>> sol.ys[-1].sum().backward()
+    >>> sol.stats.backward.nfe > 0
+    True
+    """
 
     forward: Counts = field(default_factory=Counts)
     backward: Counts = field(default_factory=Counts)
@@ -145,6 +172,15 @@ class Solution:
         Whether ``ts`` are the ends of the accepted steps (``SaveAt(steps=True)``).
     events : tuple of Firing
         The events that fired, in order of time; see :class:`pynode.events.Firing`.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0])
+    >>> round(sol(0.5).item(), 4), round(sol.derivative(0.5).item(), 3)  # dense output
+    (0.6065, -0.607)
+    >>> more = sol.resume(2.0)
+    >>> more.ts, round(more.ys[-1].item(), 4)
+    (tensor([1., 2.], dtype=torch.float64), 0.1353)
     """
 
     def __init__(

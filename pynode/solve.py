@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import Algorithm, JuliaAlgorithm, Tsit5, algorithm_from_name
+from pynode.algorithms import Algorithm, Tsit5, as_algorithm
 from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import PIDController
 from pynode.default_controller import default_controller
 from pynode.ending import end_of_solve, end_state
-from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.errors import SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
 from pynode.graph_break import eager
 from pynode.native.independent.front import in_rows
@@ -28,7 +28,8 @@ from pynode.resuming import resumable
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt, Times, as_saveat, save_points, saved
 from pynode.segments import in_segments
-from pynode.sensealg import DirectAdjoint, SensitivityAlgorithm, as_sensealg
+from pynode.sensealg import DirectAdjoint, SensitivityAlgorithm
+from pynode.sensealg_names import as_sensealg
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
 from pynode.solve_options import check_compile, check_controller, check_steps, check_tolerances, floats
 from pynode.step_quantity import refuse_step_quantities
@@ -212,6 +213,19 @@ def solve(
     UnsupportedError
         If the backend lacks the algorithm or the sensitivity algorithm, or if times or tolerances differ between the
         samples of a ``vmap``.
+
+    Examples
+    --------
+    >>> rate = torch.tensor(0.5, requires_grad=True)
+    >>> sol = pynode.solve(lambda t, y: -rate * y, torch.tensor([2.0]), [0.0, 1.0, 2.0])
+    >>> sol.ys.detach().squeeze(1)  # 2 exp(-t / 2) at the three times
+    tensor([2.0000, 1.2131, 0.7358])
+    >>> sol.ys[-1].sum().backward()
+    >>> round(rate.grad.item(), 3), sol.sensealg.name  # -4 exp(-1), by the exact discrete adjoint
+    (-1.472, 'CheckpointedAdjoint')
+    >>> sol = pynode.solve(lambda t, y, a: a @ y, torch.eye(2), [1.0, 0.0], args=(torch.ones(2, 2),))
+    >>> sol.ys.shape, sol.retcode.name  # states of any shape, times in either direction
+    (torch.Size([2, 2, 2]), 'Success')
     """
     if params is not None and not isinstance(params, list | tuple):
         params = list(params)  # asked for again by every solve between two events
@@ -329,26 +343,6 @@ def solve(
     if throw and not solution.retcode.successful:
         raise SolveError(solution.message, solution.retcode, record.t, solution)
     return solution
-
-
-def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:
-    """An algorithm object from itself or from its name; for the Julia backend also from what SciML calls it, and from
-    an object of diffeqpy's."""
-    if isinstance(algorithm, str):
-        return algorithm_from_name(algorithm, foreign=backend == "julia")
-    if type(algorithm).__module__.partition(".")[0] == "juliacall":
-        return JuliaAlgorithm(object=algorithm)
-    if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
-        raise InputError(
-            explain(
-                f"algorithm is the class {algorithm.__name__}", "an algorithm object", f"write {algorithm.__name__}()"
-            )
-        )
-    if not isinstance(algorithm, Algorithm):
-        raise InputError(
-            explain(f"algorithm is {algorithm!r}", "an algorithm object or its name", "write algorithm=Tsit5()")
-        )
-    return algorithm
 
 
 def _solution(engine: Backend, request: Request, record: Any, shown: int) -> Solution:

@@ -6,7 +6,7 @@ import pytest
 
 import pynode
 from pynode.backends import backend_from_name
-from pynode.sensealg import SENSEALGS
+from pynode.sensealg_names import SENSEALGS
 
 AVAILABLE = {
     cls.__name__: cls() for cls in SENSEALGS if backend_from_name("torch").supports(pynode.Tsit5(), cls()) is None

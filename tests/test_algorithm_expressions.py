@@ -7,7 +7,7 @@ import torch
 
 import pynode
 from pynode import AutoSwitch, AutoTsit5, AutoVern7, AutoVern9, KenCarp4, Rodas5P, Rosenbrock23, Tsit5
-from pynode.solve import as_algorithm
+from pynode.algorithms import as_algorithm
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from pynode.algorithms.multistep import (
     ImplicitAdams,
     Multistep,
 )
-from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name
+from pynode.algorithms.names import ALGORITHMS, ALIASES, algorithm_from_name, as_algorithm
 from pynode.algorithms.reversible import AsynchronousLeapfrog, Reversible, ReversibleHeun
 from pynode.algorithms.rosenbrock import Rodas4, Rodas5P, Rosenbrock, Rosenbrock23
 from pynode.algorithms.runge_kutta import (
@@ -128,4 +128,5 @@ __all__ = [
     "Vern9",
     "Yoshida6",
     "algorithm_from_name",
+    "as_algorithm",
 ]

@@ -40,6 +40,14 @@ class AutoSwitch(Algorithm):
     ------
     InputError
         For methods of another kind, or numbers that are not positive.
+
+    Examples
+    --------
+    >>> algorithm = pynode.AutoSwitch(pynode.DP5(), pynode.KenCarp4(), maxstiffstep=5)
+    >>> f = lambda t, y: -1000.0 * (y - torch.cos(t))
+    >>> sol = pynode.solve(f, torch.zeros(1, dtype=torch.float64), [0.0, 1.0], algorithm=algorithm)
+    >>> sol.stats.forward.njac > 0, abs(sol.ys[-1].item() - math.cos(1.0)) < 2e-3  # it found out
+    (True, True)
     """
 
     nonstiff: Algorithm = dataclasses.field(default_factory=Tsit5)
@@ -79,15 +87,36 @@ def AutoTsit5(stiff: Algorithm, **options: Any) -> AutoSwitch:
     """``Tsit5()`` with an implicit method for where the problem is stiff: ``AutoTsit5(Rosenbrock23())``.
 
     ``options``: see :class:`AutoSwitch`.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: -y, torch.ones(1)
+    >>> sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=pynode.AutoTsit5(pynode.Rosenbrock23()))
+    >>> sol.stats.forward.njac  # not stiff: no Jacobian was made
+    0
     """
     return AutoSwitch(Tsit5(), stiff, **options)
 
 
 def AutoVern7(stiff: Algorithm, **options: Any) -> AutoSwitch:
-    """``Vern7()`` with an implicit method: ``AutoVern7(Rodas5P())``. See :class:`AutoSwitch`."""
+    """``Vern7()`` with an implicit method: ``AutoVern7(Rodas5P())``. See :class:`AutoSwitch`.
+
+    Examples
+    --------
+    >>> algorithm = pynode.AutoVern7(pynode.Rodas5P())
+    >>> algorithm.nonstiff.name, algorithm.stiff.name
+    ('Vern7', 'Rodas5P')
+    """
     return AutoSwitch(Vern7(), stiff, **options)
 
 
 def AutoVern9(stiff: Algorithm, **options: Any) -> AutoSwitch:
-    """``Vern9()`` with an implicit method: ``AutoVern9(Rodas5P())``. See :class:`AutoSwitch`."""
+    """``Vern9()`` with an implicit method: ``AutoVern9(Rodas5P())``. See :class:`AutoSwitch`.
+
+    Examples
+    --------
+    >>> algorithm = pynode.AutoVern9(pynode.KenCarp4(), maxstiffstep=5)
+    >>> algorithm.nonstiff.name, algorithm.maxstiffstep
+    ('Vern9', 5)
+    """
     return AutoSwitch(Vern9(), stiff, **options)

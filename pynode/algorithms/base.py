@@ -11,7 +11,15 @@ from pynode.errors import InputError, explain
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Base class of all algorithms. ``name`` is the SciML name."""
+    """Base class of all algorithms. ``name`` is the SciML name.
+
+    Examples
+    --------
+    >>> pynode.Tsit5().name, pynode.Tsit5().adaptive, pynode.RK4(dt=0.1).adaptive
+    ('Tsit5', True, False)
+    >>> isinstance(pynode.KenCarp4(), pynode.Algorithm)
+    True
+    """
 
     @property
     def name(self) -> str:

@@ -25,6 +25,13 @@ class FBDF(Algorithm):
         From 1 to 5.
     linsolve : "dense" or "gmres"
         See Implicit.
+
+    Examples
+    --------
+    >>> f = lambda t, y: -1000.0 * (y - torch.cos(t))  # stiff: Tsit5 takes some 300 steps for stability
+    >>> sol = pynode.solve(f, torch.zeros(1, dtype=torch.float64), [0.0, 1.0], algorithm=pynode.FBDF())
+    >>> sol.stats.forward.accepted < 150, abs(sol.ys[-1].item() - math.cos(1.0)) < 2e-3
+    (True, True)
     """
 
     max_order: int = 5

@@ -30,6 +30,13 @@ class FixedImplicit(FixedStep):
         Newton iterations per step; a step that needs more fails the solve.
 
     Gradients are exact for the steps taken (implicit function theorem at the stages); second derivatives are refused.
+
+    Examples
+    --------
+    >>> gauss = pynode.FixedImplicit(dt=0.5, scheme="gl6")
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=gauss)
+    >>> abs(sol.ys[-1].item() - math.exp(-1)) < 1e-5
+    True
     """
 
     scheme: str = "gl4"

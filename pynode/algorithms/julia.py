@@ -24,6 +24,11 @@ class JuliaAlgorithm(Algorithm):
     Notes
     -----
     Names of https://docs.sciml.ai/DiffEqDocs/stable/solvers/ode_solve/.
+
+    Examples
+    --------
+    >>> pynode.JuliaAlgorithm("TRBDF2(linsolve = KrylovJL_GMRES())").expression
+    'TRBDF2(linsolve = KrylovJL_GMRES())'
     """
 
     expression: str = ""

@@ -23,32 +23,76 @@ class Multistep(FixedStep):
 
 @dataclass(frozen=True)
 class AB3(Multistep):
-    """Adams-Bashforth, three steps, order 3 (Bashforth and Adams 1883)."""
+    """Adams-Bashforth, three steps, order 3 (Bashforth and Adams 1883).
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.AB3(steps=50))
+    >>> sol.stats.forward.nfe, abs(sol.ys[-1].item() - math.exp(-1)) < 1e-5  # 50 steps, and a start
+    (60, True)
+    """
 
 
 @dataclass(frozen=True)
 class AB4(Multistep):
-    """Adams-Bashforth, four steps, order 4."""
+    """Adams-Bashforth, four steps, order 4.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.AB4(steps=50))
+    >>> sol.stats.forward.nfe, abs(sol.ys[-1].item() - math.exp(-1)) < 1e-6
+    (65, True)
+    """
 
 
 @dataclass(frozen=True)
 class AB5(Multistep):
-    """Adams-Bashforth, five steps, order 5."""
+    """Adams-Bashforth, five steps, order 5.
+
+    Examples
+    --------
+    >>> y0 = torch.ones(1, dtype=torch.float64)
+    >>> sol = pynode.solve(lambda t, y: -y, y0, [0.0, 1.0], algorithm=pynode.AB5(steps=50))
+    >>> sol.stats.forward.nfe, abs(sol.ys[-1].item() - math.exp(-1)) < 1e-7
+    (70, True)
+    """
 
 
 @dataclass(frozen=True)
 class ABM32(Multistep):
-    """Adams-Bashforth of order 3 corrected once by Adams-Moulton of order 3 (PECE), two evaluations a step."""
+    """Adams-Bashforth of order 3 corrected once by Adams-Moulton of order 3 (PECE), two evaluations a step.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.ABM32(steps=20))
+    >>> abs(sol.ys[-1].item() - math.exp(-1)) < 1e-5
+    True
+    """
 
 
 @dataclass(frozen=True)
 class ABM43(Multistep):
-    """Adams-Bashforth of order 4 corrected once by Adams-Moulton of order 4 (PECE), two evaluations a step."""
+    """Adams-Bashforth of order 4 corrected once by Adams-Moulton of order 4 (PECE), two evaluations a step.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.ABM43(steps=20))
+    >>> abs(sol.ys[-1].item() - math.exp(-1)) < 1e-6
+    True
+    """
 
 
 @dataclass(frozen=True)
 class ABM54(Multistep):
-    """Adams-Bashforth of order 5 corrected once by Adams-Moulton of order 5 (PECE), two evaluations a step."""
+    """Adams-Bashforth of order 5 corrected once by Adams-Moulton of order 5 (PECE), two evaluations a step.
+
+    Examples
+    --------
+    >>> y0 = torch.ones(1, dtype=torch.float64)
+    >>> sol = pynode.solve(lambda t, y: -y, y0, [0.0, 1.0], algorithm=pynode.ABM54(steps=50))
+    >>> abs(sol.ys[-1].item() - math.exp(-1)) < 1e-8
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -85,7 +129,15 @@ class FixedAdams(FixedStep):
 
 @dataclass(frozen=True)
 class ExplicitAdams(FixedAdams):
-    """torchdiffeq's ``explicit_adams``: Adams-Bashforth of order up to 11, one evaluation a step."""
+    """torchdiffeq's ``explicit_adams``: Adams-Bashforth of order up to 11, one evaluation a step.
+
+    Examples
+    --------
+    >>> adams = pynode.ExplicitAdams(dt=0.05, max_order=5)
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=adams)
+    >>> round(sol.ys[-1].item(), 4)
+    0.3679
+    """
 
 
 @dataclass(frozen=True)
@@ -101,6 +153,12 @@ class ImplicitAdams(FixedAdams):
     max_order : int
     max_iters : int
         Most corrections a step, one evaluation each.
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.ImplicitAdams(dt=0.05))
+    >>> round(sol.ys[-1].item(), 4)
+    0.3679
     """
 
     max_iters: int = 4
@@ -126,6 +184,13 @@ class VCABM(Algorithm):
     ----------
     max_order : int
         Of the predictor, from 1 to 12; the corrector is of one order more.
+
+    Examples
+    --------
+    >>> y0, t = torch.ones(1, dtype=torch.float64), [0.0, 10.0]
+    >>> sol = pynode.solve(lambda t, y: torch.cos(t) * y, y0, t, algorithm=pynode.VCABM(), rtol=1e-9, atol=1e-9)
+    >>> abs(sol.ys[-1].item() - math.exp(math.sin(10.0))) < 1e-6
+    True
     """
 
     max_order: int = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from pynode.algorithms.base import Algorithm
 from pynode.algorithms.bdf import FBDF
@@ -105,3 +106,23 @@ def algorithm_from_name(name: str, foreign: bool = False) -> Algorithm:
             hint + ", ".join(dict.fromkeys(names)) + "; all of OrdinaryDiffEq.jl's are there with backend='julia'",
         )
     )
+
+
+def as_algorithm(algorithm: Any, backend: str = "torch") -> Algorithm:
+    """An algorithm object from itself or from its name; for the Julia backend also from what SciML calls it, and from
+    an object of diffeqpy's."""
+    if isinstance(algorithm, str):
+        return algorithm_from_name(algorithm, foreign=backend == "julia")
+    if type(algorithm).__module__.partition(".")[0] == "juliacall":
+        return JuliaAlgorithm(object=algorithm)
+    if isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
+        raise InputError(
+            explain(
+                f"algorithm is the class {algorithm.__name__}", "an algorithm object", f"write {algorithm.__name__}()"
+            )
+        )
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(
+            explain(f"algorithm is {algorithm!r}", "an algorithm object or its name", "write algorithm=Tsit5()")
+        )
+    return algorithm

@@ -40,9 +40,25 @@ class Reversible(FixedStep):
 
 @dataclass(frozen=True)
 class ReversibleHeun(Reversible):
-    """Reversible Heun method of Kidger et al. (2021), "Efficient and Accurate Gradients for Neural SDEs", order 2."""
+    """Reversible Heun method of Kidger et al. (2021), "Efficient and Accurate Gradients for Neural SDEs", order 2.
+
+    Examples
+    --------
+    >>> y0 = torch.ones(1, requires_grad=True)
+    >>> options = {"algorithm": pynode.ReversibleHeun(steps=50), "sensealg": pynode.ReversibleAdjoint()}
+    >>> sol = pynode.solve(lambda t, y: -y, y0, [0.0, 1.0], **options)
+    >>> round(torch.autograd.grad(sol.ys[-1].sum(), y0)[0].item(), 3)
+    0.368
+    """
 
 
 @dataclass(frozen=True)
 class AsynchronousLeapfrog(Reversible):
-    """Asynchronous leapfrog of Mutze (2013), order 2: the integrator of "MALI" (Zhuang et al. 2021)."""
+    """Asynchronous leapfrog of Mutze (2013), order 2: the integrator of "MALI" (Zhuang et al. 2021).
+
+    Examples
+    --------
+    >>> sol = pynode.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], algorithm=pynode.AsynchronousLeapfrog(steps=100))
+    >>> round(sol.ys[-1].item(), 3)
+    0.368
+    """

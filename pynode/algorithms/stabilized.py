@@ -77,7 +77,15 @@ class Stabilized(Algorithm):
 @dataclass(frozen=True)
 class RKC(Stabilized):
     """Runge-Kutta-Chebyshev, order 2, stable up to ``h rho = 0.65 s^2`` (Sommeijer, Shampine and Verwer 1997, "RKC: an
-    explicit solver for parabolic PDEs"); 2 to 1000 stages."""
+    explicit solver for parabolic PDEs"); 2 to 1000 stages.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: -1000.0 * (y - torch.cos(t)), torch.zeros(1, dtype=torch.float64)
+    >>> sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=pynode.RKC(), rtol=1e-3, atol=1e-3)
+    >>> sol.stats.forward.accepted < 100, abs(sol.ys[-1].item() - math.cos(1.0)) < 1e-2
+    (True, True)
+    """
 
     least = 2
     most = 1000
@@ -86,7 +94,15 @@ class RKC(Stabilized):
 @dataclass(frozen=True)
 class ROCK2(Stabilized):
     """Orthogonal Runge-Kutta-Chebyshev, order 2, stable up to ``h rho = 0.81 s^2`` (Abdulle and Medovikov 2001, "Second
-    order Chebyshev methods based on orthogonal polynomials"); 3 to 200 stages."""
+    order Chebyshev methods based on orthogonal polynomials"); 3 to 200 stages.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: -1000.0 * (y - torch.cos(t)), torch.zeros(1, dtype=torch.float64)
+    >>> sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=pynode.ROCK2(), rtol=1e-3, atol=1e-3)
+    >>> sol.stats.forward.accepted < 100, abs(sol.ys[-1].item() - math.cos(1.0)) < 1e-2
+    (True, True)
+    """
 
     least = 3
     most = 200
@@ -95,7 +111,15 @@ class ROCK2(Stabilized):
 @dataclass(frozen=True)
 class ROCK4(Stabilized):
     """Orthogonal Runge-Kutta-Chebyshev, order 4, stable up to ``h rho = 0.35 s^2`` (Abdulle 2002, "Fourth order
-    Chebyshev methods with recurrence relation"); 5 to 152 stages."""
+    Chebyshev methods with recurrence relation"); 5 to 152 stages.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: -1000.0 * (y - torch.cos(t)), torch.zeros(1, dtype=torch.float64)
+    >>> sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=pynode.ROCK4(), rtol=1e-3, atol=1e-3)
+    >>> sol.stats.forward.accepted < 200, abs(sol.ys[-1].item() - math.cos(1.0)) < 1e-2
+    (True, True)
+    """
 
     least = 5
     most = 152

@@ -117,6 +117,15 @@ def odeint(
     ------
     InputError, FieldError, SolveError, UnsupportedError
         See the module's documentation for how they relate to torchdiffeq's.
+
+    Examples
+    --------
+    >>> from pynode.compat.torchdiffeq import odeint
+    >>> odeint(lambda t, y: -y, torch.ones(1), torch.tensor([0.0, 1.0, 2.0])).squeeze(1)
+    tensor([1.0000, 0.3679, 0.1353])
+    >>> t, options = torch.tensor([0.0, 1.0]), {"step_size": 0.1}
+    >>> odeint(lambda t, y: -y, torch.ones(1), t, method="rk4", options=options)[-1]
+    tensor([0.3679])
     """
     t = _checked(y0, t)
     if method == scipy.NAME and event_fn is None:
@@ -170,6 +179,17 @@ def odeint_adjoint(
     InputError
         Also if ``func`` is no module and ``adjoint_params`` is not given, or if ``adjoint_options`` cannot be inferred
         for another ``adjoint_method``.
+
+    Examples
+    --------
+    >>> from pynode.compat.torchdiffeq import odeint_adjoint
+    >>> class Decay(torch.nn.Linear):
+    ...     def forward(self, t, y):
+    ...         return super().forward(y)
+    >>> f = Decay(1, 1)
+    >>> odeint_adjoint(f, torch.ones(1), torch.tensor([0.0, 1.0]))[-1].sum().backward()
+    >>> f.weight.grad is not None and f.bias.grad is not None
+    True
     """
     if adjoint_params is None and not isinstance(func, torch.nn.Module):
         raise InputError(
@@ -247,6 +267,13 @@ def odeint_dense(
     callable
         From a 0-dim time within the span to a state like ``y0``, or from (M,) times to (M, *y0.shape); differentiable
         by plain backpropagation. torchdiffeq has ``dopri5`` and tensor states only; here every method and tuples work.
+
+    Examples
+    --------
+    >>> from pynode.compat.torchdiffeq import odeint_dense
+    >>> at = odeint_dense(lambda t, y: -y, torch.ones(1), 0.0, 1.0)
+    >>> round(at(0.5).item(), 4)
+    0.6065
     """
     ends = [torch.as_tensor(x, dtype=torch.float64).detach().reshape(()) for x in (t0, t1)]
     device = (y0 if isinstance(y0, Tensor) else y0[0]).device
@@ -289,6 +316,14 @@ def odeint_event(
         0-dim, of the dtype of ``t0``.
     solution : tensor (2, *y0.shape), or tuple of them
         The states at ``t0`` and at the event.
+
+    Examples
+    --------
+    >>> from pynode.compat.torchdiffeq import odeint_event
+    >>> y0 = torch.ones(1, requires_grad=True)
+    >>> t, ys = odeint_event(lambda t, y: -y, y0, torch.tensor(0.0), event_fn=lambda t, y: y - 0.5)
+    >>> round(t.item(), 4), round(torch.autograd.grad(t, y0)[0].item(), 3)  # log(2 y0)
+    (0.6931, 1.0)
     """
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])

@@ -15,7 +15,7 @@ from pynode.crosscheck.report import Row
 from pynode.crosscheck.run import crosscheck
 from pynode.errors import InputError, explain
 from pynode.problems import PROBLEMS, Instance, Problem, problem_from_name
-from pynode.sensealg import sensealg_from_name
+from pynode.sensealg_names import sensealg_from_name
 from pynode.user_module import user_attribute
 
 _FORM = (

@@ -109,6 +109,14 @@ class CrosscheckReport:
     absent : dict of str to str
         Oracles and backends that did not take part, and why.
     notes : list of str
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: torch.sin(y), torch.ones(2, dtype=torch.float64)
+    >>> only = {"algorithms": ["tsit5"], "sensealgs": ["Direct"], "backends": ["torch"]}
+    >>> report = pynode.crosscheck(f, y0, [0.0, 1.0], oracles=(), repeats=1, **only)
+    >>> report.disagreements, len(report.rows)
+    ([], 1)
     """
 
     title: str

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.algorithms import ALGORITHMS, DP5, Algorithm, FixedStep, Tsit5, Vern7
+from pynode.algorithms import ALGORITHMS, DP5, Algorithm, FixedStep, Tsit5, Vern7, as_algorithm
 from pynode.backends import backend_from_name, backend_names
 from pynode.crosscheck.case import Case, Gradient, Quantities, Solver, differentiate, make_case, named, precise
 from pynode.crosscheck.oracles import ORACLES, Contestant, contestants
@@ -40,15 +40,12 @@ from pynode.errors import InputError, PynodeError, UnsupportedError, explain
 from pynode.live_bytes import peak_during
 from pynode.problems import Instance, Problem, WeightedLoss
 from pynode.sensealg import (
-    SENSEALGS,
     DirectAdjoint,
     ForwardSensitivity,
     ReversibleAdjoint,
     SensitivityAlgorithm,
-    as_sensealg,
-    sensealg_from_name,
 )
-from pynode.solve import as_algorithm
+from pynode.sensealg_names import SENSEALGS, as_sensealg, sensealg_from_name
 
 Tolerances = Sequence[float]
 
@@ -130,6 +127,14 @@ def crosscheck(
     ------
     InputError
         For arguments that cannot be used, and where the reference cannot be computed.
+
+    Examples
+    --------
+    >>> f, y0 = lambda t, y: torch.sin(y), torch.ones(2, dtype=torch.float64)
+    >>> only = {"algorithms": ["tsit5"], "sensealgs": ["Checkpointed"], "backends": ["torch"]}
+    >>> report = pynode.crosscheck(f, y0, [0.0, 1.0], oracles=(), repeats=1, **only)
+    >>> report.ok, [row.verdict for row in report.rows]
+    (True, ['agrees'])
     """
     begun = time.perf_counter()
     if isinstance(f, Problem):

@@ -22,7 +22,7 @@ from pynode.demo.picture import check_format, draw
 from pynode.demo.report import Result, check_summary, comparison_table
 from pynode.demo.training import Epoch, gradient_step, train
 from pynode.errors import InputError, explain
-from pynode.sensealg import sensealg_from_name
+from pynode.sensealg_names import sensealg_from_name
 
 if TYPE_CHECKING:
     from rich.console import Console

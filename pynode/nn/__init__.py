@@ -1,4 +1,12 @@
-"""Models: fields, states, depths and layers that one composes with :class:`NeuralODE`."""
+"""Models: fields, states, depths and layers that one composes with :class:`NeuralODE`.
+
+Examples
+--------
+>>> field = pynode.nn.ConcatTime(torch.nn.Linear(4, 3))
+>>> model = pynode.nn.NeuralODE(field, input=pynode.nn.Augment(1), output=torch.nn.Linear(3, 1))
+>>> model(torch.randn(8, 2)).shape
+torch.Size([8, 1])
+"""
 
 from pynode.nn.adaptive_depth import AdaptiveDepth
 from pynode.nn.augment import Augment

@@ -31,6 +31,13 @@ class AdaptiveDepth(torch.nn.Module):
     -----
     Where the field jumps (:class:`pynode.nn.Stacked`), every sample jumps at an ``s`` of its own, which
     no solver is told.
+
+    Examples
+    --------
+    >>> depths = torch.tensor([[0.0], [math.log(2.0)]])
+    >>> model = pynode.nn.NeuralODE(pynode.nn.AdaptiveDepth(lambda t, y: y), condition=lambda x: depths)
+    >>> model(torch.ones(2, 1)).flatten().round(decimals=3)  # exp(0), exp(log 2)
+    tensor([1., 2.])
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:

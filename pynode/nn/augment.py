@@ -23,6 +23,11 @@ class Augment(torch.nn.Module):
         Zeros for every leaf of ``x``; as a tree like ``x``, for each leaf its own number: 0 leaves it as it is.
     dim : int
         The dimension of the features: -1, or 1 for images (batch, channels, height, width).
+
+    Examples
+    --------
+    >>> pynode.nn.Augment(2)(torch.ones(1, 3))
+    tensor([[1., 1., 1., 0., 0.]])
     """
 
     def __init__(self, dims: Tree, dim: int = -1) -> None:

@@ -22,6 +22,12 @@ class Basis(torch.nn.Module):
         Number of functions.
     span : (float, float)
         The times of the two ends.
+
+    Examples
+    --------
+    >>> basis = pynode.nn.Polynomial(3, span=(0.0, 2.0))
+    >>> isinstance(basis, pynode.nn.Basis), basis(torch.tensor(2.0))  # t = 2 is x = 1
+    (True, tensor([1., 1., 1.]))
     """
 
     def __init__(self, size: int, span: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -47,7 +53,13 @@ class Basis(torch.nn.Module):
 
 
 class Polynomial(Basis):
-    """``1, x, x^2, ..., x^(size-1)``."""
+    """``1, x, x^2, ..., x^(size-1)``.
+
+    Examples
+    --------
+    >>> pynode.nn.Polynomial(4)(torch.tensor(0.75))  # powers of x = 1/2
+    tensor([1.0000, 0.5000, 0.2500, 0.1250])
+    """
 
     def values(self, x: Tensor) -> Tensor:
         powers = [torch.ones_like(x)]
@@ -57,7 +69,13 @@ class Polynomial(Basis):
 
 
 class Chebyshev(Basis):
-    """Chebyshev polynomials of the first kind: ``T_0 = 1, T_1 = x, T_(k+1) = 2 x T_k - T_(k-1)``."""
+    """Chebyshev polynomials of the first kind: ``T_0 = 1, T_1 = x, T_(k+1) = 2 x T_k - T_(k-1)``.
+
+    Examples
+    --------
+    >>> pynode.nn.Chebyshev(4)(torch.tensor(0.75))  # T_0 .. T_3 at x = 1/2
+    tensor([ 1.0000,  0.5000, -0.5000, -1.0000])
+    """
 
     def values(self, x: Tensor) -> Tensor:
         found = [torch.ones_like(x), x]
@@ -75,6 +93,11 @@ class Fourier(Basis):
     harmonics : int
     span : (float, float)
         One period.
+
+    Examples
+    --------
+    >>> pynode.nn.Fourier(1)(torch.tensor(1.0)).shape, pynode.nn.Fourier(3)(torch.tensor(1.0)).shape
+    (torch.Size([3]), torch.Size([7]))
     """
 
     def __init__(self, harmonics: int, span: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -97,6 +120,12 @@ class RBF(Basis):
     span : (float, float)
     learned : bool
         Centres and widths are parameters; otherwise buffers.
+
+    Examples
+    --------
+    >>> psi = pynode.nn.RBF(3)
+    >>> psi(torch.tensor(0.5)).detach(), len(list(psi.parameters()))
+    (tensor([0.6065, 1.0000, 0.6065]), 2)
     """
 
     def __init__(self, size: int, span: tuple[float, float] = (0.0, 1.0), learned: bool = True) -> None:

@@ -17,6 +17,12 @@ class ConcatContext(torch.nn.Module):
     net : torch.nn.Module or callable
         ``net(t, y)`` for ``y`` (batch..., features of z + features of the context), returning (batch..., features of
         z): a stack of time-conditioned layers, say.
+
+    Examples
+    --------
+    >>> field = pynode.nn.ConcatContext(pynode.nn.ConcatTime(torch.nn.Linear(2 + 3 + 1, 2)))
+    >>> field(torch.tensor(0.0), torch.randn(4, 2), torch.randn(4, 3)).shape
+    torch.Size([4, 2])
     """
 
     def __init__(self, net: Callable[[Tensor, Tensor], Any]) -> None:

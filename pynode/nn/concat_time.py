@@ -21,6 +21,12 @@ class ConcatTime(TimeLayer):
         channels, or a whole network.
     dim : int
         The dimension of the features: -1, or 1 for images (batch, channels, height, width).
+
+    Examples
+    --------
+    >>> field = pynode.nn.ConcatTime(torch.nn.Linear(3, 2))
+    >>> pynode.solve(field, torch.randn(4, 2), [0.0, 1.0]).ys.shape
+    torch.Size([2, 4, 2])
     """
 
     def __init__(self, layer: torch.nn.Module, dim: int = -1) -> None:
@@ -45,6 +51,12 @@ class ConcatSquash(TimeLayer):
     ----------
     layer : torch.nn.Linear or a convolution of torch.nn
         Has the features that are gated.
+
+    Examples
+    --------
+    >>> field = pynode.nn.ConcatSquash(torch.nn.Linear(2, 2))
+    >>> pynode.solve(field, torch.randn(4, 2), [0.0, 1.0]).ys.shape
+    torch.Size([2, 4, 2])
     """
 
     def __init__(self, layer: torch.nn.Module) -> None:

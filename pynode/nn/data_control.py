@@ -30,6 +30,13 @@ class DataControl(torch.nn.Module):
     Notes
     -----
     A field that wants the control on its own, of another form, is written ``f(t, y, u, *args)`` and needs no wrapper.
+
+    Examples
+    --------
+    >>> f = lambda t, z: -2 * z[..., 1:]  # reads the control, not the state
+    >>> model = pynode.nn.NeuralODE(pynode.nn.DataControl(f), condition=torch.nn.Identity())
+    >>> model(torch.tensor([[1.0], [-1.0]])).flatten().round(decimals=3)  # x -> -x, whose trajectories cross
+    tensor([-1.,  1.])
     """
 
     def __init__(self, f: Callable[..., Any], dim: int = -1) -> None:

@@ -33,6 +33,12 @@ class FieldCost:
         Number of trailing dimensions of ``y`` (of each of its leaves) that are one element's.
     weight : float
         Of the cost's batch mean in :meth:`pynode.training.RunningCosts.penalty`. May be changed during training.
+
+    Examples
+    --------
+    >>> cost = pynode.nn.KineticEnergy(lambda t, y: -y, weight=0.1)
+    >>> isinstance(cost, pynode.nn.FieldCost), cost.event_ndim, cost.weight
+    (True, 1, 0.1)
     """
 
     def __init__(self, f: Callable[..., Any], event_ndim: int = 1, weight: float = 1.0) -> None:
@@ -65,6 +71,12 @@ class KineticEnergy(FieldCost):
     ----------
     f, event_ndim, weight
         See :class:`FieldCost`. ``y`` may be a tree.
+
+    Examples
+    --------
+    >>> cost = pynode.nn.KineticEnergy(lambda t, y: 2 * y)
+    >>> cost(torch.tensor(0.0), torch.ones(1, 3))  # 3 * 2^2
+    tensor([12.])
     """
 
     def __init__(self, f: Callable[..., Any], event_ndim: int = 1, weight: float = 0.01) -> None:
@@ -88,6 +100,13 @@ class JacobianFrobenius(FieldCost):
     probes : TraceEstimator
         ``ExactTrace()``: one product a dimension. ``HutchinsonTrace()``: one in all, with noise that
         :class:`pynode.nn.NeuralODE` draws for each solve; elsewhere, ``cost.drawn(y0)`` is the cost for one solve.
+
+    Examples
+    --------
+    >>> a = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    >>> cost = pynode.nn.JacobianFrobenius(lambda t, y: y @ a.T)
+    >>> cost(torch.tensor(0.0), torch.zeros(1, 2))  # 1 + 4 + 1
+    tensor([6.])
     """
 
     def __init__(

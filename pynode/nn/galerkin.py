@@ -51,6 +51,13 @@ class GalerkinLinear(_Galerkin):
     basis : Basis
         ``Fourier(3)``, ``Chebyshev(4)``, ``Polynomial(3)``, ``RBF(5)``: see :mod:`pynode.nn.bases`.
     bias : bool
+
+    Examples
+    --------
+    >>> layer = pynode.nn.GalerkinLinear(2, 2, pynode.nn.Polynomial(2))
+    >>> y = torch.ones(1, 2)
+    >>> bool((layer(torch.tensor(0.0), y) != layer(torch.tensor(1.0), y)).any())  # its weights depend on t
+    True
     """
 
     def __init__(self, in_features: int, out_features: int, basis: Basis, bias: bool = True) -> None:
@@ -69,6 +76,12 @@ class GalerkinConv2d(_Galerkin):
     basis : Basis
     stride, padding : int
     bias : bool
+
+    Examples
+    --------
+    >>> layer = pynode.nn.GalerkinConv2d(3, 3, 3, pynode.nn.Fourier(2), padding=1)
+    >>> layer(torch.tensor(0.5), torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     dim = 1

@@ -25,6 +25,12 @@ class GradientFlow(torch.nn.Module):
     -----
     The state is a tensor (..., n) or a tree of tensors. Training differentiates ``V`` twice: take smooth activations
     (tanh, softplus, SiLU).
+
+    Examples
+    --------
+    >>> field = pynode.nn.GradientFlow(lambda y: (y**2).sum(-1) / 2)
+    >>> field(torch.tensor(0.0), torch.tensor([[1.0, 2.0]]))
+    tensor([[-1., -2.]])
     """
 
     def __init__(self, potential: Callable[..., Tensor]) -> None:

@@ -20,6 +20,13 @@ class GRUField(nn.Module):
     ----------
     De Brouwer, Simm, Arany and Moreau (2019), "GRU-ODE-Bayes: Continuous modeling of sporadically-observed time
     series".
+
+    Examples
+    --------
+    >>> field = pynode.nn.GRUField(4)
+    >>> h = pynode.solve(field, torch.rand(2, 4) * 2 - 1, [0.0, 10.0]).ys[-1]
+    >>> bool((h.abs() <= 1).all())  # states stay within [-1, 1]
+    True
     """
 
     def __init__(self, hidden: int) -> None:
@@ -50,6 +57,13 @@ class GRUBayesCell(nn.Module):
     -----
     A cell for :class:`ODERNN` with its mask and without gaps. Unlike in the paper, all channels observed at a time are
     read at once.
+
+    Examples
+    --------
+    >>> cell = pynode.nn.GRUBayesCell(channels=3, hidden=8, predict=torch.nn.Linear(8, 6))
+    >>> rnn = pynode.nn.ODERNN(pynode.nn.GRUField(8), cell, hidden=8)
+    >>> rnn(torch.linspace(0, 1, 4), torch.randn(2, 4, 3)).after.shape
+    torch.Size([2, 4, 8])
     """
 
     def __init__(self, channels: int, hidden: int, predict: nn.Module, features: int = 4) -> None:

@@ -36,6 +36,12 @@ class HamiltonianODE(torch.nn.Module):
     ------
     InputError
         Unless there is either ``hamiltonian``, or both ``kinetic`` and ``potential``.
+
+    Examples
+    --------
+    >>> field = pynode.nn.HamiltonianODE(lambda q, p: (q**2 + p**2).sum(-1) / 2)
+    >>> field(torch.tensor(0.0), (torch.tensor([[1.0]]), torch.tensor([[2.0]])))  # (p, -q)
+    (tensor([[2.]]), tensor([[-1.]]))
     """
 
     def __init__(

@@ -34,6 +34,12 @@ class HigherOrder(torch.nn.Module):
     Notes
     -----
     Trees of tensors are taken leaf by leaf. Features of a leaf: ``first + order * d``; ``f`` returns ``first + d``.
+
+    Examples
+    --------
+    >>> oscillator = pynode.nn.HigherOrder(lambda t, y: -y[..., :1], order=2)  # q'' = -q
+    >>> pynode.solve(oscillator, torch.tensor([[1.0, 0.0]]), [0.0, math.pi]).ys[-1, 0, 0].round(decimals=3)  # cos(pi)
+    tensor(-1.)
     """
 
     def __init__(self, f: Callable[..., Any], order: int = 2, first: int = 0, dim: int = -1) -> None:

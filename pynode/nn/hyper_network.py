@@ -26,6 +26,13 @@ class HyperNetwork(TimeLayer):
         ``f(t, y, *args)``.
     h : torch.nn.Module or callable
         Takes the time (1,) and returns all of ``f``'s parameters (``parameters_size(f)``,).
+
+    Examples
+    --------
+    >>> field = pynode.nn.ConcatTime(torch.nn.Linear(3, 2))
+    >>> model = pynode.nn.HyperNetwork(field, torch.nn.Linear(1, pynode.nn.parameters_size(field)))
+    >>> pynode.solve(model, torch.randn(4, 2), [0.0, 1.0]).ys.shape
+    torch.Size([2, 4, 2])
     """
 
     def __init__(self, f: torch.nn.Module, h: Any) -> None:
@@ -53,6 +60,14 @@ class ConditionalHyperNetwork(torch.nn.Module):
     ----------
     f : torch.nn.Module
         ``f(t, y, *args)``; called under ``torch.vmap`` with batches of one sample.
+
+    Examples
+    --------
+    >>> field = pynode.nn.ConcatTime(torch.nn.Linear(3, 2))
+    >>> h = torch.nn.Linear(2, pynode.nn.parameters_size(field))
+    >>> model = pynode.nn.NeuralODE(pynode.nn.ConditionalHyperNetwork(field), condition=h)
+    >>> model(torch.randn(4, 2)).shape
+    torch.Size([4, 2])
     """
 
     def __init__(self, f: torch.nn.Module) -> None:
@@ -71,7 +86,13 @@ class ConditionalHyperNetwork(torch.nn.Module):
 
 
 def parameters_size(f: torch.nn.Module) -> int:
-    """How many numbers a network has to produce to be the parameters of ``f``."""
+    """How many numbers a network has to produce to be the parameters of ``f``.
+
+    Examples
+    --------
+    >>> pynode.nn.parameters_size(torch.nn.Linear(3, 2))
+    8
+    """
     return sum(x.numel() for x in f.parameters())
 
 

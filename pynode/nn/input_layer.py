@@ -26,6 +26,12 @@ class InputLayer(torch.nn.Module):
         SONODE).
     dim : int
         The dimension of the features, for ``keep``: -1, or 1 for images.
+
+    Examples
+    --------
+    >>> layer = pynode.nn.InputLayer(lambda x: 10 * x, keep=True)
+    >>> layer(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 1.,  2., 10., 20.]])
     """
 
     def __init__(self, h: Callable[[Any], Any], keep: bool = False, dim: int = -1) -> None:

@@ -31,6 +31,12 @@ class LagrangianODE(torch.nn.Module):
     formed row by row (n pullbacks at once) and must be regular; torch.linalg.LinAlgError says where it is not. Rows
     must not see one another in ``L``. Training differentiates ``L`` three times: of the usual activations take
     softplus, tanh or SiLU.
+
+    Examples
+    --------
+    >>> field = pynode.nn.LagrangianODE(lambda q, v: (v**2 - 4 * q**2).sum(-1) / 2)
+    >>> field(torch.tensor(0.0), (torch.tensor([[1.0]]), torch.tensor([[3.0]])))  # (v, -4 q)
+    (tensor([[3.]]), tensor([[-4.]]))
     """
 
     def __init__(self, lagrangian: Callable[..., Tensor], *, forces: Callable[..., Tensor] | None = None) -> None:

@@ -25,6 +25,13 @@ class Recognition(nn.Module):
         Made with ``reverse=True``: an ODE-RNN (Rubanova et al. 2019), or with ``f=None`` an RNN (Chen et al. 2018).
     readout : torch.nn.Module
         From its state to (batch, 2 * latent): means, then logarithms of standard deviations.
+
+    Examples
+    --------
+    >>> rnn = pynode.nn.ODERNN(None, torch.nn.GRUCell(2, 8), hidden=8, reverse=True)
+    >>> posterior = pynode.nn.Recognition(rnn, torch.nn.Linear(8, 4))(torch.linspace(0, 1, 5), torch.randn(3, 5, 1))
+    >>> posterior.mean.shape, bool((posterior.stddev > 0).all())
+    (torch.Size([3, 2]), True)
     """
 
     def __init__(self, rnn: ODERNN, readout: nn.Module) -> None:
@@ -52,6 +59,12 @@ class ELBO:
         ``E_q[log p(x | z0)]``, the mean over the samples drawn.
     kl : Tensor
         ``KL(q(z0 | x) || p(z0))``, exact.
+
+    Examples
+    --------
+    >>> bound = pynode.nn.ELBO(log_likelihood=torch.tensor([-1.0]), kl=torch.tensor([0.5]))
+    >>> bound.value(), bound.value(kl_weight=0.0)
+    (tensor([-1.5000]), tensor([-1.]))
     """
 
     log_likelihood: Tensor
@@ -87,6 +100,15 @@ class LatentODE(nn.Module):
     ----------
     Chen, Rubanova, Bettencourt and Duvenaud (2018), "Neural Ordinary Differential Equations"; Rubanova, Chen and
     Duvenaud (2019), "Latent ODEs for Irregularly-Sampled Time Series".
+
+    Examples
+    --------
+    >>> rnn = pynode.nn.ODERNN(None, torch.nn.GRUCell(2, 8), hidden=8, reverse=True)
+    >>> encoder = pynode.nn.Recognition(rnn, torch.nn.Linear(8, 4))
+    >>> model = pynode.nn.LatentODE(encoder, lambda t, z: -z, torch.nn.Linear(2, 1))
+    >>> ts, x = torch.linspace(0, 1, 5), torch.randn(3, 5, 1)
+    >>> model.elbo(ts, x).value().shape
+    torch.Size([3])
     """
 
     noise_std: Tensor

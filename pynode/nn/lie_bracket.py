@@ -28,6 +28,13 @@ class LieBracketField(nn.Module):
     References
     ----------
     Morrill, Salvi, Kidger, Foster and Lyons (2021), "Neural Rough Differential Equations for Long Time Series".
+
+    Examples
+    --------
+    >>> rotations = torch.tensor([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]])  # f_i(z) = A_i z
+    >>> field = pynode.nn.LieBracketField(lambda t, z: torch.stack([a @ z for a in rotations], -1))
+    >>> field(torch.tensor(0.0), torch.tensor([1.0, 2.0]))[:, 2]  # (A_2 A_1 - A_1 A_2) z
+    tensor([-1.,  2.])
     """
 
     def __init__(self, f: Any) -> None:

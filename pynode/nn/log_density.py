@@ -30,6 +30,13 @@ class LogDensity(torch.nn.Module):
     References
     ----------
     Chen et al. (2018), "Neural ordinary differential equations", theorem 1.
+
+    Examples
+    --------
+    >>> field = pynode.nn.LogDensity(lambda t, z: 3 * z)
+    >>> probes = pynode.nn.ExactTrace().probes(torch.zeros(1, 2), 1)
+    >>> field(torch.tensor(0.0), (torch.ones(1, 2), torch.zeros(1)), probes)[1]  # minus the trace of 3 I
+    tensor([-6.])
     """
 
     def __init__(self, f: Callable[..., Any], event_ndim: int = 1) -> None:

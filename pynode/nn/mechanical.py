@@ -28,6 +28,12 @@ class MechanicalODE(torch.nn.Module):
     The state is a pair ``(q, v)`` of tensors (..., n), or one tensor (..., 2 n). Where ``M`` is constant and the forces
     do not depend on ``v``, symplectic methods (``VelocityVerlet``) take the pair. ``M`` must be regular;
     torch.linalg.LinAlgError says where it is not.
+
+    Examples
+    --------
+    >>> field = pynode.nn.MechanicalODE(lambda t, q, v: -q, mass=torch.tensor([2.0]))
+    >>> field(torch.tensor(0.0), (torch.tensor([[1.0]]), torch.tensor([[3.0]])))  # (v, -q / 2)
+    (tensor([[3.]]), tensor([[-0.5000]]))
     """
 
     def __init__(self, forces: Callable[..., Tensor], mass: Tensor | Callable[[Tensor], Tensor] | None = None) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pynode.algorithms import Algorithm, Tsit5
+from pynode.algorithms import Algorithm, Tsit5, as_algorithm
 from pynode.controls.control import Control, slope
 from pynode.errors import FieldError, InputError, explain
 from pynode.sensealg import SensitivityAlgorithm
 from pynode.solution import Solution
-from pynode.solve import as_algorithm, solve
+from pynode.solve import solve
 
 
 class MatrixField(nn.Module):
@@ -27,6 +27,11 @@ class MatrixField(nn.Module):
         Size of the state, and of the control (time included).
     width, depth : int
         Of the hidden layers, and their number.
+
+    Examples
+    --------
+    >>> pynode.nn.MatrixField(hidden=4, channels=3)(torch.tensor(0.0), torch.randn(5, 4)).shape
+    torch.Size([5, 4, 3])
     """
 
     def __init__(self, hidden: int, channels: int, width: int = 32, depth: int = 1) -> None:
@@ -47,6 +52,15 @@ class ControlledField(nn.Module):
     """``dz/dt = f(t, z) dX/dt``: a controlled equation as an ordinary one, for :func:`pynode.solve`.
 
     Called with ``args = (control.knots, control.coefficients, *more)``; ``more`` goes to ``f``.
+
+    Examples
+    --------
+    >>> ts, x = torch.tensor([0.0, 1.0]), torch.tensor([[0.0, 0.0], [1.0, 3.0]])
+    >>> control = pynode.controls.LinearControl(ts, x)
+    >>> field = pynode.nn.ControlledField(lambda t, z: torch.ones(1, 2))
+    >>> sol = pynode.solve(field, torch.zeros(1), [0.0, 1.0], args=(control.knots, control.coefficients))
+    >>> round(sol.ys[-1].item(), 4)  # the path's own increments, 1 + 3
+    4.0
     """
 
     def __init__(self, f: Any) -> None:
@@ -95,6 +109,14 @@ class NeuralCDE(nn.Module):
     References
     ----------
     Kidger, Morrill, Foster and Lyons (2020), "Neural Controlled Differential Equations for Irregular Time Series".
+
+    Examples
+    --------
+    >>> ts, x = torch.linspace(0, 1, 6), torch.randn(4, 6, 3)
+    >>> control = pynode.controls.HermiteControl(ts, x)
+    >>> model = pynode.nn.NeuralCDE(pynode.nn.MatrixField(8, 3), torch.nn.Linear(3, 8), torch.nn.Linear(8, 1))
+    >>> model(control).shape
+    torch.Size([4, 1])
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from pynode.algorithms import Algorithm, Tsit5
+from pynode.algorithms import Algorithm, Tsit5, as_algorithm
 from pynode.errors import InputError, explain
 from pynode.layout import Tree, leaves_of
 from pynode.nn.over_length import over_length
@@ -19,7 +19,7 @@ from pynode.nn.times import Times
 from pynode.nn.trees import check_callable, last, map_leaves
 from pynode.sensealg import SensitivityAlgorithm
 from pynode.solution import Solution
-from pynode.solve import as_algorithm, solve
+from pynode.solve import solve
 
 
 class NeuralODE(torch.nn.Module):
@@ -56,6 +56,16 @@ class NeuralODE(torch.nn.Module):
     The module holds no state of a solve: one instance may be used from several threads. Times, algorithm and options
     are plain attributes and may be changed between calls; :meth:`with_tolerance` and :meth:`with_solver` give the same
     model, parameters shared, with others (tighter tolerances at test time, say).
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y, t=(0.0, 1.0), output=lambda y: 10 * y)
+    >>> round(model(torch.ones(1, 1)).item(), 2)  # 10 exp(-1)
+    3.68
+    >>> model.trajectory(torch.ones(1, 1), [0.0, 0.5, 1.0]).shape
+    torch.Size([3, 1, 1])
+    >>> model.with_tolerance(1e-8).rtol, model.with_solver(pynode.RK4(steps=4)).algorithm.name
+    (1e-08, 'RK4')
     """
 
     def __init__(

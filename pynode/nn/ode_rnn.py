@@ -13,7 +13,15 @@ from pynode.nn.neural_ode import NeuralODE
 
 
 class Filtered(NamedTuple):
-    """States (batch, T, hidden) of a recurrent network at the rows of a series, ``before`` and ``after`` each."""
+    """States (batch, T, hidden) of a recurrent network at the rows of a series, ``before`` and ``after`` each.
+
+    Examples
+    --------
+    >>> rnn = pynode.nn.ODERNN(lambda t, h: -h, torch.nn.GRUCell(2, 8), hidden=8)
+    >>> states = rnn(torch.tensor([0.0, 1.0]), torch.randn(1, 2, 1))
+    >>> round((states.before[:, 1].norm() / states.after[:, 0].norm()).item(), 3)  # decays by exp(-1) in between
+    0.368
+    """
 
     before: Tensor
     after: Tensor
@@ -49,6 +57,14 @@ class ODERNN(nn.Module):
     References
     ----------
     Rubanova, Chen and Duvenaud (2019), "Latent ODEs for Irregularly-Sampled Time Series".
+
+    Examples
+    --------
+    >>> rnn = pynode.nn.ODERNN(lambda t, h: -h, torch.nn.GRUCell(2 * 3, 8), hidden=8)  # three channels and their mask
+    >>> x = torch.randn(4, 5, 3)
+    >>> x[:, 2] = math.nan  # nobody was observed at the third time
+    >>> rnn(torch.linspace(0, 1, 5), x).after.shape
+    torch.Size([4, 5, 8])
     """
 
     def __init__(

@@ -47,6 +47,12 @@ class Concatenated(torch.nn.Module):
     Parameters
     ----------
     net : torch.nn.Module or callable
+
+    Examples
+    --------
+    >>> hamiltonian = pynode.nn.Concatenated(torch.nn.Linear(2, 1))
+    >>> hamiltonian(torch.ones(4, 1), torch.ones(4, 1)).shape
+    torch.Size([4, 1])
     """
 
     def __init__(self, net: Any) -> None:

@@ -25,6 +25,12 @@ class PolyNet(Chain):
         See :class:`pynode.nn.chain.Chain`.
     order : int
         Evaluations of the branch in a block; 1 is a residual block whose branch is evaluated at the block's end time.
+
+    Examples
+    --------
+    >>> f = lambda t, y: y
+    >>> pynode.nn.PolyNet(f, depth=1, order=3)(torch.ones(1))  # 1 + h + h^2 + h^3
+    tensor([4.])
     """
 
     def __init__(

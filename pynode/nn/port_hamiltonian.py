@@ -39,6 +39,13 @@ class PortHamiltonianODE(torch.nn.Module):
     with the solve: ``args=(u,)`` with a tensor (..., m), held over the solve as in SymODEN's data, or a callable
     ``u(t)``; it adds to the feedback. Tensors become buffers, ``torch.nn.Parameter`` parameters. Rows must not see one
     another in ``H``; training differentiates ``H`` twice: take smooth activations.
+
+    Examples
+    --------
+    >>> energy, friction = lambda q, p: (q**2 + p**2).sum(-1) / 2, torch.tensor([[1.0]])
+    >>> field = pynode.nn.PortHamiltonianODE(energy, dissipation=friction)
+    >>> field(torch.tensor(0.0), (torch.tensor([[1.0]]), torch.tensor([[2.0]])))  # (p, -q - p)
+    (tensor([[2.]]), tensor([[-3.]]))
     """
 
     def __init__(
@@ -135,6 +142,12 @@ class MechanicalEnergy(torch.nn.Module):
         ``V(q)``: (...,) or (..., 1).
     floor : float
         Least eigenvalue of the inverse mass matrix.
+
+    Examples
+    --------
+    >>> energy = pynode.nn.MechanicalEnergy(lambda q: torch.zeros(*q.shape[:-1], 1), lambda q: q.sum(-1), floor=2.0)
+    >>> energy(torch.tensor([[5.0]]), torch.tensor([[3.0]]))  # p^2 * 2 / 2 + q
+    tensor([14.])
     """
 
     def __init__(

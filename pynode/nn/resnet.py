@@ -21,6 +21,11 @@ class ResNet(Chain):
     ----------
     f, depth, t
         See :class:`pynode.nn.chain.Chain`.
+
+    Examples
+    --------
+    >>> pynode.nn.ResNet(lambda t, y: y, depth=2)(torch.ones(1))  # forward Euler: (1 + 1/2)^2
+    tensor([2.2500])
     """
 
     def step(self, f: Any, t: float, h: float, y: Tree, like: Tensor, args: tuple[Any, ...]) -> Tree:
@@ -34,6 +39,11 @@ class ResNetBlock(ResNet):
     ----------
     f : torch.nn.Module or callable
     t : (float, float)
+
+    Examples
+    --------
+    >>> pynode.nn.ResNetBlock(lambda t, y: 2 * y)(torch.ones(1))
+    tensor([3.])
     """
 
     def __init__(self, f: Any, t: tuple[float, float] = (0.0, 1.0)) -> None:

@@ -22,6 +22,12 @@ class RevNet(Chain):
         ``f(t, v, *args)`` and ``g(t, u, *args)``, the same in all blocks.
     depth : int
     t : (float, float)
+
+    Examples
+    --------
+    >>> net = pynode.nn.RevNet(lambda t, v: v, lambda t, u: u, depth=1)
+    >>> net((torch.ones(1), torch.ones(1)))  # u = 1 + 1, v = 1 + u
+    (tensor([2.]), tensor([3.]))
     """
 
     def __init__(self, f: Any, g: Any, depth: int, t: tuple[float, float] = (0.0, 1.0)) -> None:

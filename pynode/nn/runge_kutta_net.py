@@ -31,6 +31,13 @@ class RungeKuttaNet(Chain):
     learned : bool
         The connections are parameters, which start as the method's: the network then is no solver any more, unless
         they stay near it.
+
+    Examples
+    --------
+    >>> y, f = torch.ones(1), lambda t, y: y
+    >>> net = pynode.nn.RungeKuttaNet(f, depth=2, algorithm=pynode.Heun())
+    >>> torch.allclose(net(y), pynode.nn.NeuralODE(f, algorithm=pynode.Heun(steps=2))(y))
+    True
     """
 
     def __init__(

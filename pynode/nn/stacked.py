@@ -34,6 +34,16 @@ class Stacked(TimeLayer):
     ----------
     d_discontinuities : tuple of float
         The inner ends.
+
+    Examples
+    --------
+    >>> fields = [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]
+    >>> stacked = pynode.nn.Stacked([pynode.nn.TimeSequential(layer) for layer in fields])
+    >>> stacked.d_discontinuities
+    (0.5,)
+    >>> y = torch.ones(1, 1)
+    >>> torch.equal(stacked(torch.tensor(0.7), y), fields[1](y))
+    True
     """
 
     def __init__(

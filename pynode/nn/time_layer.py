@@ -14,6 +14,14 @@ class TimeLayer(torch.nn.Module):
 
     ``t`` is 0-dim; in a field of :class:`pynode.nn.AdaptiveDepth`, where every sample has its own time, it has the
     shape (batch, 1, ..., 1), with as many dimensions as ``y``.
+
+    Examples
+    --------
+    >>> class Gate(pynode.nn.TimeLayer):
+    ...     def forward(self, t, y):
+    ...         return torch.sigmoid(t) * y
+    >>> pynode.nn.TimeSequential(Gate(), torch.nn.ReLU())(torch.tensor(0.0), torch.tensor([-1.0, 3.0]))
+    tensor([0.0000, 1.5000])
     """
 
 
@@ -26,6 +34,13 @@ class TimeSequential(TimeLayer):
     Parameters
     ----------
     *layers : torch.nn.Module
+
+    Examples
+    --------
+    >>> layers = pynode.nn.ConcatTime(torch.nn.Linear(3, 8)), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+    >>> field = pynode.nn.TimeSequential(*layers)
+    >>> field(torch.tensor(0.5), torch.randn(4, 2)).shape
+    torch.Size([4, 2])
     """
 
     def __init__(self, *layers: torch.nn.Module) -> None:

@@ -18,6 +18,14 @@ class Times(torch.nn.Module):
     ----------
     times : sequence of float and of 0-dim torch.nn.Parameter
         Strictly monotone, and to be kept so by training: a solve raises InputError where they are not.
+
+    Examples
+    --------
+    >>> end = torch.nn.Parameter(torch.tensor(1.0))
+    >>> model = pynode.nn.NeuralODE(lambda t, y: y, t=pynode.nn.Times((0.0, end)))
+    >>> model(torch.ones(1)).sum().backward()
+    >>> round(end.grad.item(), 3)  # d exp(t) / dt at 1
+    2.718
     """
 
     def __init__(self, times: Sequence[float | Tensor]) -> None:

@@ -24,6 +24,12 @@ class UniversalODE(torch.nn.Module):
     network : torch.nn.Module or callable
         Of the state; its value has the form of the state, or with ``inside`` any form that ``known`` takes.
     inside : bool
+
+    Examples
+    --------
+    >>> field = pynode.nn.UniversalODE(lambda t, y: -y, torch.nn.Linear(2, 2))
+    >>> pynode.solve(field, torch.ones(3, 2), [0.0, 1.0]).ys.shape
+    torch.Size([2, 3, 2])
     """
 
     def __init__(self, known: Callable[..., Any], network: Callable[..., Any], *, inside: bool = False) -> None:

@@ -1,15 +1,26 @@
 """Built-in problems with known answers, for tests, benchmarks, ``pynode crosscheck`` and a first look at a method.
 
->>> problem = pynode.problems.PROBLEMS["lotka-volterra"].build(dtype=torch.float64, seed=0)
->>> sol = pynode.solve(problem.field, problem.y0, problem.t, rtol=problem.rtol, atol=problem.atol)
->>> problem.loss(sol.ys).backward()
-
 Every field is a ``torch.nn.Module`` whose physical parameters are ``nn.Parameter``s. Those given by a formula are
 written once for torch and for ``jax.numpy`` (``xp`` below), so that diffrax can solve the same problem; neither jax nor
 anything else beside torch is imported here.
 
 ``PROBLEMS`` are those that gradients and other libraries are checked on; ``DETEST`` and ``STIFF`` are the public test
-sets of solvers, over their full spans. ``problem_from_name`` knows all of them.
+sets of solvers, over their full spans. ``problem_from_name`` knows all of them. ``Formula`` and ``Exact`` are the types
+of a problem's field and of its analytic solution.
+
+Examples
+--------
+>>> problem = pynode.problems.PROBLEMS["lotka-volterra"].build(dtype=torch.float64, seed=0)
+>>> sol = pynode.solve(problem.field, problem.y0, problem.t, rtol=1e-6, atol=1e-8)
+>>> problem.loss(sol.ys).backward()
+>>> len(pynode.problems.DETEST), len(pynode.problems.STIFF)
+(25, ...)
+>>> rotation: pynode.problems.Formula = lambda xp, t, y, p: xp.stack([y[1], -y[0]])
+>>> pynode.solve(pynode.problems.FormulaField(rotation), torch.eye(2)[0], [0.0, 1.0]).ys.shape
+torch.Size([2, 2])
+>>> end = pynode.problems.PROBLEMS["harmonic"]  # .exact, an Exact, is there where the solution is known
+>>> end.exact is not None
+True
 """
 
 from __future__ import annotations
@@ -64,6 +75,16 @@ def problem_from_name(name: str) -> Problem:
     ------
     InputError
         If there is none; the message lists them.
+
+    Examples
+    --------
+    >>> pynode.problems.problem_from_name("B5").name
+    'B5'
+    >>> try:
+    ...     pynode.problems.problem_from_name("lotka")
+    ... except pynode.InputError as error:
+    ...     print(error)
+    unknown problem 'lotka'. Expected: one of linear, harmonic, lotka-volterra, spiral, vanderpol, ...
     """
     known = {**PROBLEMS, **STIFF, **DETEST}
     if name not in known:

@@ -13,7 +13,16 @@ Formula = Callable[[Any, Any, Any, dict[str, Any]], Any]
 
 
 class FormulaField(nn.Module):
-    """A formula with its parameters as ``nn.Parameter``s of the same names."""
+    """A formula with its parameters as ``nn.Parameter``s of the same names.
+
+    Examples
+    --------
+    >>> field = pynode.problems.FormulaField(lambda xp, t, y, p: -p["rate"] * y, rate=2.0)
+    >>> round(pynode.solve(field, torch.ones(1, dtype=torch.float64), [0.0, 1.0]).ys[-1].item(), 4)  # exp(-2)
+    0.1353
+    >>> [name for name, _ in field.named_parameters()]
+    ['rate']
+    """
 
     def __init__(self, formula: Formula, **parameters: Any) -> None:
         super().__init__()

@@ -14,7 +14,13 @@ from pynode.solve import solve
 
 
 class Perceptron(nn.Module):
-    """``dy/dt = net(y ** power)``, a tanh network of the given widths in torch's default initialisation."""
+    """``dy/dt = net(y ** power)``, a tanh network of the given widths in torch's default initialisation.
+
+    Examples
+    --------
+    >>> pynode.problems.Perceptron((2, 8, 2), power=3)(0.0, torch.zeros(5, 2)).shape
+    torch.Size([5, 2])
+    """
 
     def __init__(self, widths: tuple[int, ...], power: int = 1) -> None:
         super().__init__()
@@ -35,6 +41,12 @@ class ControlledField(nn.Module):
     ``M`` is a network of three layers ending in tanh, with values (hidden, channels). The control ``X`` of each sample
     is time itself and, in the other channels, a fixed sum of sines, whose derivative is written down; ``speed`` scales
     them.
+
+    Examples
+    --------
+    >>> field = pynode.problems.ControlledField(4, 3, 8, 2, torch.Generator().manual_seed(0))
+    >>> field(torch.tensor(0.5), torch.zeros(4, 3)).shape
+    torch.Size([4, 3])
     """
 
     frequencies: Tensor
@@ -67,7 +79,16 @@ class ControlledField(nn.Module):
 
 
 def initialise(field: nn.Module, generator: torch.Generator) -> None:
-    """What ``nn.Linear`` does by itself, from a generator of its own."""
+    """What ``nn.Linear`` does by itself, from a generator of its own.
+
+    Examples
+    --------
+    >>> layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    >>> for layer in layers:
+    ...     pynode.problems.initialise(layer, torch.Generator().manual_seed(3))
+    >>> torch.equal(layers[0].weight, layers[1].weight)
+    True
+    """
     with torch.no_grad():
         for name, parameter in field.named_parameters():
             fan_in = field.get_parameter(name.replace("bias", "weight")).shape[1]
@@ -76,7 +97,14 @@ def initialise(field: nn.Module, generator: torch.Generator) -> None:
 
 def spiral_start(generator: torch.Generator) -> tuple[nn.Module, Tensor]:
     """The network of torchdiffeq's ``ode_demo.py`` in float32, and 20 states (20, 1, 2) in float64 drawn from the
-    spiral ``dy/dt = y**3 A`` through (2, 0)."""
+    spiral ``dy/dt = y**3 A`` through (2, 0).
+
+    Examples
+    --------
+    >>> field, y0 = pynode.problems.spiral_start(torch.Generator().manual_seed(0))
+    >>> y0.shape, field(0.0, y0.float()).shape
+    (torch.Size([20, 1, 2]), torch.Size([20, 1, 2]))
+    """
     field = Perceptron((2, 50, 2), power=3)
     initialise(field, generator)
     with torch.no_grad():

@@ -26,6 +26,13 @@ class WeightedLoss:
 
     Smooth, not linear, and such that every element at every saved time counts. ``ys`` may be a tree; complex leaves
     count as pairs. Weights are float32 numbers in any precision, so that a float64 copy has the same loss.
+
+    Examples
+    --------
+    >>> loss = pynode.problems.WeightedLoss(seed=1)
+    >>> same = pynode.problems.WeightedLoss(seed=1)
+    >>> loss(torch.ones(6, 2)).shape, torch.equal(loss(torch.ones(6, 2)), same(torch.ones(6, 2)))
+    (torch.Size([]), True)
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -45,7 +52,15 @@ class WeightedLoss:
 
 @dataclass(frozen=True)
 class Instance:
-    """A problem ready to solve: ``field(t, y)``, ``y0``, times ``t`` (T,), and a ``loss(ys)`` of the saved states."""
+    """A problem ready to solve: ``field(t, y)``, ``y0``, times ``t`` (T,), and a ``loss(ys)`` of the saved states.
+
+    Examples
+    --------
+    >>> problem = pynode.problems.problem_from_name("linear").build(dtype=torch.float64, seed=0)
+    >>> problem.loss(pynode.solve(problem.field, problem.y0, problem.t).ys).backward()
+    >>> all(p.grad is not None for p in problem.field.parameters())
+    True
+    """
 
     problem: Problem
     field: nn.Module
@@ -101,6 +116,12 @@ class Problem:
     stiff, chaotic : bool
         Stiff: an explicit method's steps are limited by stability; the span is short, so that it ends all the same.
         Chaotic: errors grow exponentially; the span is short for the same reason.
+
+    Examples
+    --------
+    >>> problem = pynode.problems.PROBLEMS["lotka-volterra"]
+    >>> problem.span, problem.stiff, problem.build(dtype=torch.float64, seed=0).y0.shape
+    ((0.0, 8.0), False, torch.Size([2]))
     """
 
     name: str
@@ -167,7 +188,15 @@ class Problem:
 def given(
     name: str, title: str, formula: Formula, y0: tuple[float, ...], end: float, **options: Any
 ) -> Callable[..., Problem]:
-    """A problem over [0, end] whose initial state and parameters, given last, are plain numbers."""
+    """A problem over [0, end] whose initial state and parameters, given last, are plain numbers.
+
+    Examples
+    --------
+    >>> make = pynode.problems.given("decay", "decay", lambda xp, t, y, p: -p["rate"] * y, (1.0,), 2.0)
+    >>> problem = make(rate=0.5)
+    >>> problem.name, problem.span
+    ('decay', (0.0, 2.0))
+    """
 
     def with_parameters(**parameters: float) -> Problem:
         def make(generator: torch.Generator, size: int) -> tuple[nn.Module, Tensor]:

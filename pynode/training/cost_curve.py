@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pynode.algorithms import Algorithm, FixedStep
+from pynode.algorithms import Algorithm, FixedStep, as_algorithm
 from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
-from pynode.solve import as_algorithm
 from pynode.training.measure import Batch, as_batches, measure
 from pynode.training.metrics import Metric
 from pynode.training.orders import at_step
@@ -39,7 +38,16 @@ class Point:
 
 @dataclasses.dataclass
 class CostCurve:
-    """Outcome of :func:`accuracy_against_evaluations`: ``points`` of each solver, from coarse to fine."""
+    """Outcome of :func:`accuracy_against_evaluations`: ``points`` of each solver, from coarse to fine.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y, algorithm=pynode.Euler(steps=1))
+    >>> data = [(torch.ones(4, 1), torch.full((4, 1), math.exp(-1)))]
+    >>> curve = pynode.training.accuracy_against_evaluations(model, data, "mse", steps=[1, 4, 16])
+    >>> [point.nfe for point in curve.points], curve.points[0].metric > curve.points[-1].metric
+    ([1.0, 4.0, 16.0], True)
+    """
 
     points: list[Point]
 
@@ -109,6 +117,15 @@ def accuracy_against_evaluations(
     ------
     InputError
         If there is no NeuralODE or no data.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y)
+    >>> data = [(torch.ones(4, 1), torch.full((4, 1), math.exp(-1)))]
+    >>> solvers = {"solvers": ["dopri5", "rk4"], "tolerances": [1e-3], "steps": [2]}
+    >>> curve = pynode.training.accuracy_against_evaluations(model, data, "mse", **solvers)
+    >>> [(point.solver, point.nfe) for point in curve.points if point.solver.startswith("RK4")]
+    [('RK4', 8.0)]
     """
     batches = as_batches(data)
     odes = list(odes_of(model).values())

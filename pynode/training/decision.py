@@ -39,6 +39,14 @@ class Decision:
         Evaluations of the training's solver for a batch.
     extra : float
         Evaluations that this decision cost.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y, algorithm=pynode.Euler(dt=0.5))
+    >>> adapter = pynode.training.StepAdapter(model, "mse", interval=1, start=0.5)
+    >>> decision = adapter.step(torch.ones(4, 1), torch.full((4, 1), math.exp(-1)))
+    >>> decision.action, decision.before, decision.after
+    ('shrink', 0.5, 0.25)
     """
 
     iteration: int

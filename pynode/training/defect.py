@@ -39,6 +39,15 @@ def defect(ode: NeuralODE, inputs: tuple[Any, ...], solution: Solution) -> Tree:
     -------
     tree of tensors
         In the form of the state. Its evaluations are counted in ``solution.stats.forward``.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y, algorithm=pynode.Euler(steps=10))
+    >>> x = torch.ones(1, dtype=torch.float64)
+    >>> sol = model.with_solver(saveat=pynode.SaveAt(steps=True)).solve(x)
+    >>> estimate, error = pynode.training.defect(model, (x,), sol), sol.ys[-1] - math.exp(-1)
+    >>> abs(estimate / error - 1).item() < 0.2
+    True
     """
     x, args = inputs[0], inputs[1:]
     given = (*ode.conditions(x), *args)

@@ -48,6 +48,15 @@ class History:
     ------
     InputError
         If the model has no NeuralODE.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y)
+    >>> history = pynode.training.History(model)
+    >>> model(torch.ones(3, 2, requires_grad=True)).sum().backward()
+    >>> record = history.epoch(loss=1.0)
+    >>> record["solves"], record["forward"] > 0, record["loss"]
+    (1.0, True, 1.0)
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -23,6 +23,13 @@ def initial_step(ode: NeuralODE, inputs: tuple[Any, ...]) -> float:
     With norms averaged over the samples of the batch, ``d0 = |y0|``, ``d1 = |f(t0, y0)|``: ``h0 = 0.01 d0 / d1`` (1e-6
     where one of them is below 1e-5); with an Euler step of ``h0`` to ``y1``, ``d2 = |f(t0 + h0, y1) - f(t0, y0)| / h0``
     and ``h1 = (0.01 / max(d1, d2))^(1 / (p + 1))`` for order ``p``; the smaller one of ``100 h0`` and ``h1``.
+
+    Examples
+    --------
+    >>> slow, fast = (pynode.nn.NeuralODE(lambda t, y, k=k: -k * y, algorithm=pynode.Euler()) for k in (1.0, 100.0))
+    >>> x = (torch.ones(2, 1),)
+    >>> pynode.training.initial_step(fast, x) < pynode.training.initial_step(slow, x) <= 1
+    True
     """
     x, args = inputs[0], inputs[1:]
     with torch.no_grad():

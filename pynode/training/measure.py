@@ -32,6 +32,13 @@ class Measurement:
         Evaluations of the fields for a batch.
     failure : str
         Why there are no values: the message of the solve that failed.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y)
+    >>> found = pynode.training.measure(model, [(torch.ones(4, 1), torch.zeros(4, 1))], "mse")
+    >>> round(found.values.mean().item(), 4), found.nfe > 0, found.failure  # exp(-2)
+    (0.1353, True, '')
     """
 
     values: Tensor
@@ -70,6 +77,15 @@ def measure(
     ------
     InputError
         If there are no data.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y)
+    >>> data = [(torch.ones(4, 1), torch.zeros(4, 1))]
+    >>> round(pynode.training.measure(model, data, "mse").values.mean().item(), 4)  # exp(-2)
+    0.1353
+    >>> pynode.training.measure(model, data, "mse", pynode.Euler(steps=1)).values
+    tensor([0., 0., 0., 0.], dtype=torch.float64)
     """
     metric = as_metric(metric)
     nfe, batches = 0, 0

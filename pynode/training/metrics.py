@@ -27,6 +27,11 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     Returns
     -------
     Tensor (B, ...), float64
+
+    Examples
+    --------
+    >>> pynode.training.accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+    tensor([1., 0.], dtype=torch.float64)
     """
     if output.ndim > 1 and output.shape[1] > 1:
         return (output.argmax(1) == target).double()
@@ -34,7 +39,13 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: (B,), float64."""
+    """Mean squared error of each sample: (B,), float64.
+
+    Examples
+    --------
+    >>> pynode.training.squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor([2.5000], dtype=torch.float64)
+    """
     return (output - target).detach().double().pow(2).reshape(len(output), -1).mean(1)
 
 

@@ -27,6 +27,12 @@ class RandomEnd(torch.nn.Module):
         paper).
     generator : torch.Generator, optional
         On the CPU; torch's own otherwise.
+
+    Examples
+    --------
+    >>> times = pynode.training.RandomEnd((0.0, 1.0), half_width=0.25)
+    >>> 0.75 <= times()[-1].item() <= 1.25, times.eval()()
+    (True, tensor([0., 1.], dtype=torch.float64))
     """
 
     def __init__(

@@ -38,6 +38,17 @@ class RunningCosts:
     ------
     InputError
         If there is none, one cannot be called, or one is a RunningCosts.
+
+    Examples
+    --------
+    >>> f = lambda t, y: -y
+    >>> energy = pynode.training.KineticEnergy(f, weight=0.5)
+    >>> costs = pynode.training.RunningCosts(energy=energy, size=lambda t, y: y.sum(-1))
+    >>> sol = pynode.solve(f, torch.ones(1, 1), [0.0, 1.0], running_cost=costs)
+    >>> {name: round(value.item(), 4) for name, value in sol.running_cost.items()}
+    {'energy': 0.4323, 'size': 0.6321}
+    >>> round(costs.penalty(sol.running_cost).item(), 4)
+    0.8483
     """
 
     def __init__(self, **costs: Any) -> None:

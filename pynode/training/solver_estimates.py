@@ -29,6 +29,14 @@ class LocalError(StepQuantity):
     scaled : bool
         Divide by the solver's tolerances. Steps of an adaptive solver are chosen for scaled errors of nearly one, so
         that the value says little then; its gradient points to larger steps.
+
+    Examples
+    --------
+    >>> f = lambda t, y: torch.sin(5 * t) * y
+    >>> error = pynode.training.LocalError()
+    >>> sol = pynode.solve(f, torch.ones(1), [0.0, 1.0], running_cost=error)
+    >>> sol.running_cost.item() > 0
+    True
     """
 
     def __init__(self, weight: float = 100.0, scaled: bool = True) -> None:
@@ -64,6 +72,13 @@ class StiffnessEstimate(StepQuantity):
     scaled : bool
         Multiply by ``|h_j|``: a measure against the method's region of stability, and, with equal steps, one that does
         not grow with their number. Not so in the paper.
+
+    Examples
+    --------
+    >>> cost = pynode.training.StiffnessEstimate()
+    >>> sols = [pynode.solve(lambda t, y: -k * y, torch.ones(1), [0.0, 1.0], running_cost=cost) for k in (1.0, 20.0)]
+    >>> bool(sols[1].running_cost > sols[0].running_cost)
+    True
     """
 
     def __init__(self, weight: float = 0.1, scaled: bool = False) -> None:

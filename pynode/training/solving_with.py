@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from pynode.algorithms import Algorithm, FixedStep
+from pynode.algorithms import Algorithm, FixedStep, as_algorithm
 from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
-from pynode.solve import as_algorithm
 
 #: An algorithm, its name, or a rule that gives each NeuralODE of the model its own.
 Choice = Algorithm | str | Callable[[NeuralODE], Algorithm]
@@ -118,6 +117,15 @@ def solving_with(
     ------
     InputError
         If the model has no NeuralODE.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y)
+    >>> with pynode.training.solving_with(model, pynode.Euler(steps=1)):
+    ...     model(torch.ones(1))
+    tensor([0.])
+    >>> round(model(torch.ones(1)).item(), 4)
+    0.3679
     """
     with ExitStack() as stack:
         for ode in odes_of(model).values():

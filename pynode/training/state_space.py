@@ -37,6 +37,14 @@ class StateSpace:
     reference_crossings : float
         The same of the reference, at the same times: what a step this long sees of the flow itself.
     steps, samples : int
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y, algorithm=pynode.Euler(steps=1))
+    >>> report = pynode.training.validity(model, [(torch.linspace(1, 2, 4)[:, None], torch.zeros(4, 1))], "mse")
+    >>> (state,) = report.states.values()
+    >>> state.discrepancy > 0.1, state.steps, state.samples  # one step of Euler is not the flow
+    (True, 1, 4)
     """
 
     discrepancy: float

@@ -47,6 +47,14 @@ class SteadyState:
         Number of trailing dimensions of the state that are one element's.
     weight : float
         0.01 by default, that of the authors' program.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y)
+    >>> x = torch.ones(4, 1)
+    >>> steady = pynode.training.SteadyState(span=1.0)
+    >>> round(steady(model, x, model.solve(x)).item(), 4)  # (exp(-1) - exp(-2))^2
+    0.0541
     """
 
     def __init__(self, span: float | None = None, event_ndim: int = 1, weight: float = 0.01) -> None:

@@ -95,6 +95,16 @@ class StepAdapter:
     ------
     InputError
         For an argument that cannot be used, or a model without a NeuralODE.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -5 * y, algorithm=pynode.Euler(dt=0.5))
+    >>> adapter = pynode.training.StepAdapter(model, "mse", interval=1, start=0.5)
+    >>> x, target = torch.ones(4, 1), torch.full((4, 1), math.exp(-5))
+    >>> for _ in range(3):
+    ...     decision = adapter.step(x, target)
+    >>> [decision.action for decision in adapter.log]
+    ['start', 'shrink', 'shrink', 'shrink']
     """
 
     def __init__(

@@ -34,6 +34,13 @@ class TaylorDerivative(FieldCost):
     weight : float
         0.01 by default. The derivative has the units of ``y`` over time to the ``K``: the best weight differs by orders
         of magnitude between problems and orders, and has to be searched for.
+
+    Examples
+    --------
+    >>> f = lambda t, y: 2 * y
+    >>> cost = pynode.training.TaylorDerivative(f, order=2)
+    >>> cost(torch.tensor(0.0), torch.ones(1, 1))  # |d2y/dt2|^2 = |4 y|^2
+    tensor([16.])
     """
 
     def __init__(self, f: Callable[..., Any], order: int = 3, event_ndim: int = 1, weight: float = 0.01) -> None:

@@ -20,11 +20,11 @@ from pynode.algorithms import (
     Midpoint,
     Symplectic,
     Tsit5,
+    as_algorithm,
 )
 from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
 from pynode.solution import Solution
-from pynode.solve import as_algorithm
 from pynode.training.gap import gap_between
 from pynode.training.measure import Batch, Measurement, as_batches, measure
 from pynode.training.metrics import Metric
@@ -100,6 +100,13 @@ def validity(
     ------
     InputError
         If there is no NeuralODE, no data, or no metric that is finite as trained.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -10 * y, algorithm=pynode.Euler(steps=8))
+    >>> data = [(torch.ones(4, 1), torch.full((4, 1), (1 - 10 / 8) ** 8))]  # what Euler makes of it
+    >>> pynode.training.validity(model, data, "mse", threshold=1e-12, relative=False).verdict
+    'discretisation'
     """
     batches = as_batches(data)
     odes = odes_of(model)

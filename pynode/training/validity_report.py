@@ -76,6 +76,14 @@ class ValidityReport:
         Whether gaps are relative to the metric.
     fixed : bool
         Whether the resolution is a step; else it is a tolerance.
+
+    Examples
+    --------
+    >>> model = pynode.nn.NeuralODE(lambda t, y: -y, algorithm=pynode.RK4(steps=8))
+    >>> data = [(torch.ones(4, 1), torch.full((4, 1), math.exp(-1)))]
+    >>> report = pynode.training.validity(model, data, "mse", relative=False)
+    >>> report.verdict, report.samples
+    ('flow', 4)
     """
 
     own: Row

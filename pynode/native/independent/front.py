@@ -18,7 +18,8 @@ from pynode.native.independent.stretch import RowOptions, SaveTimes
 from pynode.native.independent.times import RowTimes, check_within
 from pynode.native.tableaus import TABLEAUS
 from pynode.saveat import SaveAt, as_saveat
-from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm, as_sensealg
+from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
+from pynode.sensealg_names import as_sensealg
 from pynode.solve_options import check_steps, check_tolerances, floats
 from pynode.transforms import transformed
 from pynode.warm_start import WarmStart
