@@ -358,7 +358,8 @@ class CompiledDirectRungeKutta(TapedRungeKutta):
         for _ in range(later):
             y1 = self.field.watched(y1)
         self._stages = [self._stages[0], *stages.unbind()[1:]]
-        self._end = state = y1
+        state: Tensor = y1
+        self._end = state
         return state
 
 
