@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,7 @@ def train(model: nn.Module, ts: Tensor, x: Tensor, options: argparse.Namespace, 
         if (i + 1) % max(1, options.iterations // 5) == 0:
             text = " ".join(f"{loss:.1f}" for loss in means.tolist())
             spent = time.perf_counter() - begun
-            print(f"  {say} {i + 1}/{options.iterations}, {spent:.0f} s, losses {text}", flush=True)
+            print(f"  {say} {i + 1}/{options.iterations}, {spent:.0f} s, losses {text}", file=sys.stderr, flush=True)
 
 
 def clip(parameters: list[nn.Parameter], bound: float) -> None:
@@ -252,7 +253,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--first", action="store_true", help="the paper's bound: a posterior at the first time")
-    parser.add_argument("--out", type=Path, default=Path("latent_ode.png"))
+    parser.add_argument("--plot", "--out", dest="out", type=Path, default=Path("latent_ode.png"))
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.iterations, options.observations = 1, 400, [30]
@@ -308,7 +309,8 @@ def main() -> None:
         ax.plot(*found[FAR][i].T, "C3-", label=FAR)
         ax.plot(*found[NEAR][i].T, "C3:", label=NEAR)
         ax.set_aspect("equal")
-    axes[0].legend(fontsize=7)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="upper center", ncols=5, fontsize=8, bbox_to_anchor=(0.5, 0.02))
     figure.suptitle(f"{options.observations[0]} observations of the first half of each stretch")
     figure.savefig(options.out, dpi=120, bbox_inches="tight")
     print(f"picture: {options.out}; {time.perf_counter() - begun:.0f} s")

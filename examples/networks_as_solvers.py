@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="accepted like in the other examples: this one is quick")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("networks_as_solvers.png"))
+    parser.add_argument("--plot", "--out", dest="out", type=Path, default=Path("networks_as_solvers.png"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def main() -> None:
     figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     with torch.no_grad():
-        for name, solver, field, network, algorithm in rows:
+        for i, (name, solver, field, network, algorithm) in enumerate(rows):
             flow = NeuralODE(field, algorithm=pynode.Vern9(), rtol=1e-12, atol=1e-12)(y0)
             if algorithm is None:
                 other = backward_euler(field, y0, n)
@@ -88,7 +88,7 @@ def main() -> None:
             print(f"{name:30s} {solver:24s} {numbers[0]:10.1e} {numbers[1]:10.1e} {numbers[2]:10.1e}", flush=True)
             depths = [2, 4, 8, 16, 32, 64]
             errors = [(network(y0, k) - flow).abs().max().item() for k in depths]
-            axes.loglog(depths, errors, "o-", label=f"{name} ({solver})", ms=3)
+            axes.loglog(depths, errors, "-" + "os^Dv<>"[i], label=f"{name} ({solver})", ms=11 - i, mfc="none")
     axes.set_xticks(depths, [str(k) for k in depths])
     axes.minorticks_off()
     axes.set_xlabel("depth")

@@ -4,8 +4,8 @@ Nine speakers say a vowel; 12 channels, 7 to 29 rows, 270 series to learn from a
 dropped at random from every series, of both sets alike. The path is a cubic Hermite spline of (time, channels) with
 backward differences, and stops where a series ends.
 
-The data are the files JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts of the UEA archive, looked for in --data, in
-the folder named by PYNODE_DATA, and in the package aeon, which carries them (pip install aeon).
+The data are the files JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts of the UEA archive; data.py finds them in
+--data, in the folders of PYNODE_DATA, or in the package aeon, which carries them (pip install aeon).
 
 Differences from the paper: another data set of the same archive, smaller networks, one step of Heun's method from knot
 to knot in training. The table also tells the accuracy of the same models solved by Tsit5 with tolerances of 1e-5: that
@@ -18,8 +18,7 @@ they are differential equations, not their discretisation.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
+import sys
 import time
 from pathlib import Path
 
@@ -28,26 +27,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from data import VOWELS, add_arguments, find_vowels
 from torch import Tensor, nn
 
 import pynode
 from pynode.controls import Control, HermiteControl, with_time
 from pynode.nn import MatrixField, NeuralCDE
-
-NAME = "JapaneseVowels"
-
-
-def folder(given: Path | None) -> Path:
-    """The folder that holds the two files."""
-    places = [given, Path(os.environ["PYNODE_DATA"]) if "PYNODE_DATA" in os.environ else None]
-    aeon = importlib.util.find_spec("aeon")
-    if aeon is not None and aeon.origin is not None:
-        places.append(Path(aeon.origin).parent / "datasets" / "data")
-    for place in places:
-        for candidate in [] if place is None else [place, place / NAME]:
-            if (candidate / f"{NAME}_TRAIN.ts").exists() and (candidate / f"{NAME}_TEST.ts").exists():
-                return candidate
-    raise SystemExit(f"{NAME}_TRAIN.ts and {NAME}_TEST.ts not found: give --data DIR, or install aeon, which has them")
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
@@ -101,7 +86,7 @@ def train(model: NeuralCDE, x: Tensor, labels: Tensor, epochs: int, batch: int, 
         schedule.step()
         losses.append(total / len(x))
         if (epoch + 1) % max(1, epochs // 4) == 0:
-            print(f"  {say} epoch {epoch + 1}/{epochs}: loss {losses[-1]:.4f}", flush=True)
+            print(f"  {say} epoch {epoch + 1}/{epochs}: loss {losses[-1]:.4f}", file=sys.stderr, flush=True)
     return losses
 
 
@@ -113,23 +98,27 @@ def accuracy(model: NeuralCDE, x: Tensor, labels: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, 50 % dropped, few epochs")
-    parser.add_argument("--data", type=Path, help="folder of the .ts files")
+    add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--drop", type=int, nargs="+", default=[0, 30, 50, 70], help="percent")
-    parser.add_argument("--out", type=Path, default=Path("neural_cde.png"))
+    parser.add_argument("--plot", "--out", dest="out", type=Path, default=Path("neural_cde.png"))
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.epochs, options.drop = 1, 12, [50]
     begun = time.perf_counter()
-    place = folder(options.data)
-    (x, labels), (x_test, labels_test) = read(place / f"{NAME}_TRAIN.ts"), read(place / f"{NAME}_TEST.ts")
+    try:
+        place = find_vowels(options.data)
+    except pynode.InputError as error:
+        raise SystemExit(str(error)) from None
+    print(f"data: JapaneseVowels from {place}", file=sys.stderr)
+    (x, labels), (x_test, labels_test) = (read(place / file) for file in VOWELS)
     mean, std = x.nanmean((0, 1)), (x - x.nanmean((0, 1))).pow(2).nanmean((0, 1)).sqrt()
     x, x_test = (x - mean) / std, (x_test - mean) / std
     count = sum(p.numel() for p in network().parameters())
-    print(f"pynode {pynode.__version__}; {NAME}, {len(x)} + {len(x_test)} series; {count} parameters")
+    print(f"pynode {pynode.__version__}; JapaneseVowels, {len(x)} + {len(x_test)} series; {count} parameters")
     found: dict[int, list[tuple[float, float]]] = {}
     figure, ax = plt.subplots(figsize=(5, 3.5))
     for share in options.drop:
@@ -143,7 +132,11 @@ def main() -> None:
             model.algorithm = pynode.Tsit5()
             exact = accuracy(model, test, labels_test)
             found.setdefault(share, []).append((own, exact))
-            print(f"{share} % dropped, seed {seed}: test accuracy {own:.1f} %, by Tsit5 {exact:.1f} %", flush=True)
+            print(
+                f"{share} % dropped, seed {seed}: test accuracy {own:.1f} %, by Tsit5 {exact:.1f} %",
+                file=sys.stderr,
+                flush=True,
+            )
             ax.plot(losses, f"C{options.drop.index(share)}", label=f"{share} %" if seed == options.seed else None)
     print(f"\ntest accuracy in %, mean and range of {options.seeds} seed(s), {options.epochs} epochs")
     print("dropped | Heun, as trained | Tsit5 at 1e-5")
@@ -152,7 +145,7 @@ def main() -> None:
         for column in zip(*pairs, strict=True):
             text.append(f"{sum(column) / len(column):.1f} ({min(column):.1f} to {max(column):.1f})")
         print(f"{share:5d} % | {text[0]} | {text[1]}")
-    ax.set(xlabel="epoch", ylabel="training loss", yscale="log", title=f"{NAME}: rows dropped")
+    ax.set(xlabel="epoch", ylabel="training loss", yscale="log", title="JapaneseVowels: rows dropped")
     ax.legend()
     figure.savefig(options.out, dpi=120, bbox_inches="tight")
     print(f"picture: {options.out}; {time.perf_counter() - begun:.0f} s")

@@ -8,8 +8,8 @@ are tested. The comparison is a logistic regression on the mean, last, least and
 quantity.
 
 The data are one file, physionet2012-set-a.npz, with one row per measurement: patient, minute, parameter (an index into
-parameters), value (-1: missing); and patient_ids, died. It is looked for in --data and in the folder named by
-PYNODE_DATA. The challenge's own score and test sets (B and C) are not used, so that figures do not compare with its.
+parameters), value (-1: missing); and patient_ids, died; data.py finds it in --data or PYNODE_DATA. The challenge's own
+score and test sets (B and C) are not used, so that figures do not compare with its.
 
     python examples/physionet.py --data DIR --quick
     python examples/physionet.py --data DIR
@@ -18,7 +18,6 @@ PYNODE_DATA. The challenge's own score and test sets (B and C) are not used, so 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -28,24 +27,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from data import add_arguments, find_physionet
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 import pynode
 from pynode.controls import Control, LinearControl, with_counts, with_time
+from pynode.errors import InputError
 from pynode.nn import MatrixField, NeuralCDE
 
-FILE = "physionet2012-set-a.npz"
 HOURS = 48
 STATIC = ("Age", "Gender", "Height", "ICUType")
-
-
-def find(given: Path | None) -> Path:
-    for place in (given, os.environ.get("PYNODE_DATA")):
-        if place is not None and (Path(place) / FILE).exists():
-            return Path(place) / FILE
-    raise SystemExit(f"{FILE} not found: give --data DIR")
 
 
 def read(path: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,17 +107,21 @@ def summary(x: Tensor) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="1 000 stays, few epochs")
-    parser.add_argument("--data", type=Path, help=f"folder of {FILE}")
+    add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("physionet.png"))
+    parser.add_argument("--plot", "--out", dest="out", type=Path, default=Path("physionet.png"))
     options = parser.parse_args()
     if options.quick:
         options.epochs = 5
     begun = time.perf_counter()
-    raw, static, died = read(find(options.data))
+    try:
+        found_at = find_physionet(options.data)
+    except InputError as error:
+        parser.error(str(error))
+    raw, static, died = read(found_at)
     generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)
     order = torch.randperm(len(died), generator=generator)[: 1000 if options.quick else None]

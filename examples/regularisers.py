@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import digit_pixels
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import pynode
@@ -113,8 +113,7 @@ class Data:
 
 def digits(seed: int) -> Data:
     """The digits, scaled to [0, 1], split by a seed."""
-    pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
+    x, y = digit_pixels()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     parts = [(x[i], y[i]) for i in torch.split(order, [1000, 297, 500])]
     return Data(*parts)
@@ -212,7 +211,14 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="the first weight of each grid, without choosing")
     parser.add_argument("--seed", type=int, default=0, help="first of the table's seeds")
     parser.add_argument("--epochs", type=int, help="default 20; 5 if quick")
-    parser.add_argument("--output", type=Path, default=Path("regularisers.png"), help="the picture; the table as .json")
+    parser.add_argument(
+        "--plot",
+        "--output",
+        dest="output",
+        type=Path,
+        default=Path("regularisers.png"),
+        help="the picture; the table as .json",
+    )
     options = parser.parse_args()
     began = time.perf_counter()
     epochs = options.epochs or (5 if options.quick else 20)

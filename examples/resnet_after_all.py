@@ -34,6 +34,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,7 @@ START = time.perf_counter()
 
 
 def say(text: str) -> None:
-    print(f"[{time.perf_counter() - START:5.0f} s] {text}", flush=True)
+    print(f"[{time.perf_counter() - START:5.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 class Field(nn.Module):
@@ -440,17 +441,24 @@ def draw(path: Path, results: dict[str, Any], adapter: StepAdapter | None) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 seeds, 150 iterations, h down to 1/8, 2 verdicts")
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 100 iterations, h down to 1/8, 2 verdicts")
     parser.add_argument("--parts", default="grid,adapter,verdict,tolerance", help="some of %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many (20 for the verdicts)")
     parser.add_argument("--verdicts", type=int, default=20, help="seeds of the verdicts")
     parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("resnet_after_all.png"), help="also .json, with all numbers")
+    parser.add_argument(
+        "--plot",
+        "--out",
+        dest="out",
+        type=Path,
+        default=Path("resnet_after_all.png"),
+        help="also .json, with all numbers",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, iterations, finest, tightest, judged = (
-        (2, 150, 3, 2, 2) if options.quick else (options.seeds, options.iterations, 6, 4, options.verdicts)
+        (2, 100, 3, 2, 2) if options.quick else (options.seeds, options.iterations, 6, 4, options.verdicts)
     )
     numbers = list(range(options.seed, options.seed + count))
     parts = options.parts.split(",")

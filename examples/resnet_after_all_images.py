@@ -1,6 +1,6 @@
 """ResNet after all, on images: is a convolutional neural ODE a flow, or its solver's discretisation?
 
-    python examples/resnet_after_all_images.py --data FOLDER   # IDX files of Fashion-MNIST or MNIST: 3 seeds
+    python examples/resnet_after_all_images.py --data FOLDER   # IDX files of Fashion-MNIST or MNIST (data.py): 3 seeds
     python examples/resnet_after_all_images.py                 # scikit-learn's digits
     python examples/resnet_after_all_images.py --quick         # one seed, three step sizes, Euler alone
 
@@ -22,17 +22,17 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from data import add_arguments, load_images
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pynode
 from pynode import RK4, Euler, Midpoint
-from pynode.demo.data import Dataset, load_digits, load_idx
+from pynode.demo.data import Dataset
 from pynode.nn import NeuralODE
 from pynode.training import StepAdapter, measure, validity
 
@@ -124,9 +124,10 @@ def picture(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path, 
     names = list(dict.fromkeys(row["solver"] for row in rows))
     for axes, solver in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         own = [row for row in rows if row["solver"] == solver]
-        for test, color in (("own", "black"), ("half", "#4477aa"), ("double", "#ee6677"), ("flow", "#228833")):
+        shown = {"own": ("own", "black"), "half": ("h twice", "#4477aa"), "double": ("h half", "#ee6677")}
+        for test, (label, color) in (shown | {"flow": ("flow", "#228833")}).items():
             at = [1 / row["steps"] for row in own]
-            axes.plot(at, [statistics.mean(row[test]) for row in own], "o-", ms=4, color=color, label=test)
+            axes.plot(at, [statistics.mean(row[test]) for row in own], "o-", ms=4, color=color, label=label)
             for seed in range(len(own[0][test])):
                 axes.plot(at, [row[test][seed] for row in own], ".", ms=2.5, color=color, alpha=0.5)
         for run in runs if solver == "Euler" else ():
@@ -140,19 +141,20 @@ def picture(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of IDX files; scikit-learn's digits without it")
+    add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="1 seed, 100 iterations, Euler at h = 1, 1/2, 1/4")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="of the grid")
     parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("resnet_after_all_images.png"), help="also .json")
+    parser.add_argument(
+        "--plot", "--out", dest="out", type=Path, default=Path("resnet_after_all_images.png"), help="also .json"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, iterations, finest = (1, 100, 2) if options.quick else (options.seeds, options.iterations, 4)
     solvers = {name: SOLVERS[name] for name in (["Euler"] if options.quick else options.solvers)}
-    data = (load_digits() if options.data is None else load_idx(options.data)).limited(4000)
-    data = replace(data, test_images=data.test_images[:1000], test_labels=data.test_labels[:1000])
+    data = load_images(None, options.data, train=4000, test=1000)
     say(f"{data.name}: {len(data.train_labels)} training and {len(data.test_labels)} test images")
     seeds = range(options.seed, options.seed + count)
 

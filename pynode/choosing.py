@@ -5,7 +5,7 @@
    state kept for every step.
 3. Otherwise, with an algorithm that can be run backward step by step: ``ReversibleAdjoint()``, in constant memory.
    Where memory is no issue it is not chosen, because running backward gathers rounding, on dissipative fields much
-   of it; the same algorithm under ``CheckpointedAdjoint`` does not. (Steps compiled by ``compile="step"`` go on to 4.)
+   of it; the same algorithm under ``CheckpointedAdjoint`` does not.
 4. Otherwise ``CheckpointedAdjoint(max_memory=...)`` with that quarter as its bound: exact too, what does not fit being
    computed again.
 
@@ -43,7 +43,6 @@ def choose(
     algorithm: Algorithm,
     *,
     transformed: bool = False,
-    compiled: bool = False,
     backend: str = "torch",
 ) -> SensitivityAlgorithm:
     """The sensitivity algorithm for a solve that does not name one, by the rules of this module.
@@ -54,8 +53,6 @@ def choose(
     algorithm : Algorithm
     transformed : bool
         A transform of ``torch.func`` is active.
-    compiled : bool
-        Steps are compiled.
     backend : str
     """
     if backend == "julia":
@@ -68,7 +65,7 @@ def choose(
     free = free_memory(problem.layout.device)
     if free is None or wanted <= free // 4:
         return CheckpointedAdjoint()
-    if isinstance(algorithm, Reversible | Symplectic) and not compiled:
+    if isinstance(algorithm, Reversible | Symplectic):
         return ReversibleAdjoint()
     return CheckpointedAdjoint(max_memory=max(free // 4, 1))
 

@@ -149,10 +149,13 @@ def solve(
         ``CheckpointedAdjoint``, in C++ made from the captured field (on the CPU; g++ or clang++ is needed). It takes
         the steps of the eager solve and has its values and gradients, to rounding. The first solve of a field and
         shape compiles for some seconds. What cannot be done there is done by torch, with a CompileWarning.
-        ``"step"`` runs every step, and every step's pullback under ``CheckpointedAdjoint``, as one graph of
-        ``torch.compile``: about twice as quick as eager for small models, after most of a minute of compilation for
-        each new field, shape and method (seconds where torch has it in its cache on disk). Under gradients only with
-        ``CheckpointedAdjoint``, ``GaussAdjoint`` and ``QuadratureAdjoint``; the field must be a module or a function.
+        ``"step"`` runs every step of an explicit Runge-Kutta method, of ``ReversibleHeun`` or
+        ``AsynchronousLeapfrog``, every step's pullback under ``CheckpointedAdjoint`` and ``ReversibleAdjoint``, and
+        every step run backward under the latter, as one graph of ``torch.compile``: about twice as quick as eager for
+        small models, after most of a minute of compilation for each new field, shape and method (seconds where torch
+        has it in its cache on disk). Under gradients only with these two, ``DirectAdjoint`` (whose gradient can then be
+        differentiated no further), ``GaussAdjoint`` and ``QuadratureAdjoint``; the field must be a module or a
+        function.
     observer : object, optional
         Callbacks around steps, with methods ``step`` (before each attempt), ``accepted`` and ``rejected`` (after it),
         each called with ``(t, y_flat, dt)``: time and state at the start of the step, and its signed length. For
@@ -256,7 +259,7 @@ def solve(
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:
-        sensealg = choose(problem, algorithm, transformed=functional, compiled=bool(compile), backend=backend)
+        sensealg = choose(problem, algorithm, transformed=functional, backend=backend)
     sensealg = as_sensealg(sensealg)
     refuse_transform(sensealg)
     missing = engine.supports(algorithm, sensealg)
@@ -271,7 +274,7 @@ def solve(
     first = dt0 if not isinstance(dt0, WarmStart) else dt0.first_step(like)
     check_steps(max_steps, first, dtmin, dtmax)
     check_controller(controller)
-    check_compile(compile, sensealg, torch.is_grad_enabled() or functional, problem.autocast.enabled)
+    check_compile(compile, sensealg, torch.is_grad_enabled(), problem.autocast.enabled)
 
     save = as_saveat(saveat)
     points = save_points(save, problem.t, problem.times)

@@ -12,8 +12,15 @@ from torch import Tensor
 from pynode.controllers import PIDController
 from pynode.errors import InputError, UnsupportedError, explain
 from pynode.problem import ODEProblem
-from pynode.sensealg import CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint, SensitivityAlgorithm
-from pynode.transforms import any_true, check_common, number, numbers
+from pynode.sensealg import (
+    CheckpointedAdjoint,
+    DirectAdjoint,
+    GaussAdjoint,
+    QuadratureAdjoint,
+    ReversibleAdjoint,
+    SensitivityAlgorithm,
+)
+from pynode.transforms import any_true, check_common, number, numbers, transformed
 
 
 def floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
@@ -84,6 +91,13 @@ def check_controller(controller: Any) -> None:
         raise InputError(explain(f"controller is {controller!r}", "a controller object", "write PIController()"))
 
 
+def graphed(sensealg: SensitivityAlgorithm) -> bool:
+    """Whether gradients by ``sensealg`` are taken in compiled steps."""
+    return isinstance(
+        sensealg, CheckpointedAdjoint | ReversibleAdjoint | DirectAdjoint | GaussAdjoint | QuadratureAdjoint
+    )
+
+
 def check_compile(compile: Any, sensealg: SensitivityAlgorithm, differentiable: bool, autocast: bool) -> None:
     """Raise where there is no such tier of compilation, or none for this solve."""
     if compile not in (False, "step", "solve"):
@@ -96,12 +110,20 @@ def check_compile(compile: Any, sensealg: SensitivityAlgorithm, differentiable: 
                 "move `with torch.autocast(...)` inside f, and let f return its result .float()",
             )
         )
-    graphed = isinstance(sensealg, CheckpointedAdjoint | GaussAdjoint | QuadratureAdjoint)
-    if compile == "step" and differentiable and not graphed:
+    if compile == "step" and transformed():
+        raise UnsupportedError(
+            explain(
+                f"compile='step' with {sensealg.name} inside a torch.func transform",
+                "a solve that is not transformed: the graphs of its steps cannot be",
+                "drop compile=, or use loss.backward() or torch.autograd.grad",
+            )
+        )
+    if compile == "step" and differentiable and not graphed(sensealg):
         raise UnsupportedError(
             explain(
                 f"compile='step' with {sensealg.name}",
-                "CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint or a solve under no_grad",
+                "CheckpointedAdjoint, ReversibleAdjoint, DirectAdjoint, GaussAdjoint, QuadratureAdjoint or a solve "
+                "under no_grad",
                 "drop compile=, or take one of them",
             )
         )

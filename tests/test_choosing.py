@@ -48,7 +48,6 @@ def test_a_large_state_that_does_not_fit(free) -> None:
     free(amount)
     assert choose(problem(BIG), Tsit5()) == CheckpointedAdjoint(max_memory=amount // 4)
     assert choose(problem(BIG), pynode.ReversibleHeun()) == ReversibleAdjoint()
-    assert choose(problem(BIG), pynode.ReversibleHeun(), compiled=True) == CheckpointedAdjoint(max_memory=amount // 4)
     free(0)
     assert choose(problem(BIG), Tsit5()) == CheckpointedAdjoint(max_memory=1)
 

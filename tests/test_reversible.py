@@ -222,11 +222,6 @@ def test_other_algorithms_are_refused(algorithm, what):
         pynode.solve(lambda t, y: -y, leaf(1.0, 2.0), [0.0, 1.0], algorithm=algorithm, sensealg=ReversibleAdjoint())
 
 
-def test_compiled_steps_are_refused():
-    with pytest.raises(pynode.UnsupportedError, match="compile='step' with ReversibleHeun"):
-        pynode.solve(lambda t, y: -y, leaf(1.0, 2.0), [0.0, 1.0], algorithm=ReversibleHeun(), compile="step")
-
-
 @pytest.mark.parametrize("checkpoints", [2, 3, 5, 17])
 def test_dense_output_of_a_bounded_solve(checkpoints):
     """Before and after the gradient has used up what the solve had kept."""

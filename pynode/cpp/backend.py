@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.algorithms import Reversible
 from pynode.autograd import single
 from pynode.backends import Gradients, Query, Request
 from pynode.compile_stats import COUNTS
@@ -36,8 +37,9 @@ from pynode.native.methods import family_of, tableau_of
 from pynode.native.record import NativeRecord, boundaries_of
 from pynode.native.stores import store_for
 from pynode.native.trajectory import Trajectory
-from pynode.sensealg import CheckpointedAdjoint, GaussAdjoint, QuadratureAdjoint
+from pynode.sensealg import CheckpointedAdjoint
 from pynode.solution import Counts, ReturnCode, Solution
+from pynode.solve_options import graphed
 from pynode.transforms import numbers, transformed
 
 #: Bytes that the stages of a solve may leave for its pullback; steps beyond them are repeated there.
@@ -200,9 +202,7 @@ _WARNED: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 def _fallen_back(request: Request, refusal: str) -> Request:
     COUNTS.fallen_back[refusal] += 1
-    graphed = isinstance(request.sensealg, GaussAdjoint | QuadratureAdjoint) and not request.problem.autocast.enabled
-    steps = graphed and family_of(request.algorithm) is None
-    instead: bool | str = "step" if steps and request.problem.layout.device.type == "cpu" else False
+    instead: bool | str = "step" if _steps_compile(request) else False
     f = request.problem.f
     told = _WARNED.setdefault(f, set()) if weakly(f) else set()
     if refusal not in told:
@@ -214,6 +214,18 @@ def _fallen_back(request: Request, refusal: str) -> Request:
             stacklevel=4,
         )
     return dataclasses.replace(request, compile=instead)
+
+
+def _steps_compile(request: Request) -> bool:
+    """Whether the steps of a solve can be compiled, and are what stands between it and its gradient."""
+    problem = request.problem
+    if problem.autocast.enabled or problem.layout.device.type != "cpu" or transformed():
+        return False
+    if isinstance(request.algorithm, Reversible):
+        return not request.differentiable or graphed(request.sensealg)
+    # Under CheckpointedAdjoint what cannot be done in C++ is something that torch cannot compile either.
+    others = graphed(request.sensealg) and not isinstance(request.sensealg, CheckpointedAdjoint)
+    return others and family_of(request.algorithm) is None
 
 
 def _anew(request: Request) -> Request:

@@ -33,7 +33,7 @@ INLINE void block(T* __restrict into, long step, int count, A a, B b) {
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; ++j)
-            sum[i][j] = add ? V(*reinterpret_cast<const U*>(into + i * step + j * lanes)) : V{};
+            sum[i][j] = V{};
     for (int l = 0; l < count; ++l) {
         const T* const line = b(l);
         V right[vectors];
@@ -49,7 +49,11 @@ INLINE void block(T* __restrict into, long step, int count, A a, B b) {
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < vectors; ++j) *reinterpret_cast<U*>(into + i * step + j * lanes) = sum[i][j];
+        for (int j = 0; j < vectors; ++j) {
+            U* const to = reinterpret_cast<U*>(into + i * step + j * lanes);
+            // Added at the end: every term added to a large total would be rounded at its size.
+            *to = add ? V(*to) + sum[i][j] : sum[i][j];
+        }
 }
 
 // The same for any number of rows and vectors: a(i, l), b(l, j) for the block's first row and vector.

@@ -18,6 +18,7 @@ from pynode.compile_stats import COUNTS
 from pynode.errors import UnsupportedError, explain
 from pynode.layout import Layout
 from pynode.native.adjoints.backward import Against
+from pynode.native.checkpoints import State
 from pynode.native.runge_kutta import RungeKutta, TapedRungeKutta
 from pynode.native.tableaus import Tableau
 from pynode.problem import Field
@@ -36,8 +37,18 @@ def _combination(y: Tensor, h: Tensor, weights: Sequence[float], stages: Sequenc
     return y if total is None else y + h * total
 
 
-def _stage(f: Any, layout: Layout, args: tuple[Any, ...], t: Tensor, y: Tensor) -> Tensor:
+def stage(f: Any, layout: Layout, args: tuple[Any, ...], t: Tensor, y: Tensor) -> Tensor:
     return layout.pack_derivative(f(t, layout.unpack(y), *args))
+
+
+def bound(f: Any, names: tuple[str, ...], parameters: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """The module ``f`` with other tensors for its parameters."""
+    own = dict(zip(names, parameters, strict=True))
+
+    def field(t: Tensor, state: Any, *args: Any) -> Any:
+        return torch.func.functional_call(f, own, (t, state, *args))
+
+    return field
 
 
 def _forward_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
@@ -47,7 +58,7 @@ def _forward_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
         state = y
         for i in range(1, len(tableau.c)):
             state = _combination(y, size, tableau.a[i], stages)
-            stages.append(_stage(f, layout, args, (t + tableau.c[i] * h).to(y.dtype), state))
+            stages.append(stage(f, layout, args, (t + tableau.c[i] * h).to(y.dtype), state))
         end = state if tableau.fsal else _combination(y, size, tableau.b, stages)
         return end, torch.stack(stages)
 
@@ -62,7 +73,7 @@ def _taped_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
         stages: list[Tensor] = []
         for i in range(needed):
             state = _combination(y, size, tableau.a[i], stages)
-            stages.append(_stage(f, layout, args, (t + tableau.c[i] * h).to(y.dtype), state))
+            stages.append(stage(f, layout, args, (t + tableau.c[i] * h).to(y.dtype), state))
         return _combination(y, size, tableau.b, stages)
 
     return step
@@ -77,12 +88,7 @@ def _pull_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
         y, t, h, adjoint = rest
 
         def end(y: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-            own = dict(zip(names, parameters, strict=True))
-
-            def field(t: Tensor, state: Any, *args: Any) -> Any:
-                return torch.func.functional_call(f, own, (t, state, *args))
-
-            stepped: Tensor = taped(field, args, y, t, h)
+            stepped: Tensor = taped(bound(f, names, parameters), args, y, t, h)
             return stepped
 
         y1, pulled, *_ = torch.func.vjp(end, y, parameters)
@@ -101,7 +107,7 @@ def _adjoint_step(tableau: Tableau, layout: Layout) -> Callable[..., Any]:
         state = a
         for i in range(1, len(tableau.c)):
             state = _combination(a, size, tableau.a[i], stages)
-            pulled = torch.func.vjp(lambda y, time=times[i - 1]: _stage(f, layout, args, time, y), ys[i - 1])[1]
+            pulled = torch.func.vjp(lambda y, time=times[i - 1]: stage(f, layout, args, time, y), ys[i - 1])[1]
             stages.append(-pulled(state)[0])
         end = state if tableau.fsal else _combination(a, size, tableau.b, stages)
         return end, torch.stack(stages)
@@ -120,12 +126,8 @@ def _nodes(tableau: Tableau | None, layout: Layout) -> Callable[..., Any]:
         weighted: tuple[Tensor, ...],
     ) -> list[tuple[Tensor, ...]]:
         def rates(parameters: tuple[Tensor, ...]) -> Tensor:
-            own = dict(zip(names, parameters, strict=True))
-
-            def field(t: Tensor, state: Any, *args: Any) -> Any:
-                return torch.func.functional_call(f, own, (t, state, *args))
-
-            return torch.stack([_stage(field, layout, args, times[j], ys[j]) for j in range(ys.shape[0])])
+            field = bound(f, names, parameters)
+            return torch.stack([stage(field, layout, args, times[j], ys[j]) for j in range(ys.shape[0])])
 
         pulled = torch.func.vjp(rates, parameters)[1]
         return [pulled(a)[0] for a in weighted]
@@ -133,13 +135,12 @@ def _nodes(tableau: Tableau | None, layout: Layout) -> Callable[..., Any]:
     return nodes
 
 
-def _compiled(
-    make: Callable[[Any, Layout], Callable[..., Any]], tableau: Tableau | None, field: Field
-) -> Callable[..., Any]:
+def compiled(make: Callable[[Any, Layout], Callable[..., Any]], method: Any, field: Field) -> Callable[..., Any]:
+    """``make(method, layout)`` compiled for a field, or as it had been. ``method``: a tableau, a class, or None."""
     layout = field.layout
     key: tuple[Any, ...] = (
         make,
-        None if tableau is None else tableau.name,
+        getattr(method, "name", method),
         layout.device,
         repr(layout.template),
         tuple(layout.shapes),
@@ -159,7 +160,7 @@ def _compiled(
             )
         ) from error
     if key not in known:
-        step = make(tableau, layout.released())
+        step = make(method, layout.released())
         # torch.compile counts recompilations per code object: every field gets its own.
         assert isinstance(step, types.FunctionType)
         step.__code__ = step.__code__.replace(co_name=f"step_{len(known)}")
@@ -170,9 +171,13 @@ def _compiled(
     return known[key]
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return function(*arguments)
+        if not torch.is_grad_enabled():
+            return function(*arguments)
+        # Whoever differentiates may keep the tape, and come back to it.
+        with torch._functorch.config.patch(donated_buffer=False):
+            return function(*arguments)
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UnsupportedError(
             explain(
@@ -183,7 +188,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         ) from error
 
 
-class _Inputs:
+class Inputs:
     """Calls graphs that differentiate a module with respect to its parameters without autograd.
 
     A graph does not tell a zero from what it does not depend on. It is trusted only after autograd has found a gradient
@@ -228,8 +233,8 @@ class CompiledNodes:
 
     def __init__(self, field: Field) -> None:
         self._field = field
-        self._function = _compiled(_nodes, None, field)
-        self._inputs = _Inputs()
+        self._function = compiled(_nodes, None, field)
+        self._inputs = Inputs()
 
     def looked(self, found: Sequence[Sequence[Tensor | None]]) -> None:
         """What autograd found of them."""
@@ -248,7 +253,7 @@ class CompiledNodes:
         return graphed
 
 
-def _scalar(x: float) -> Tensor:
+def scalar(x: float) -> Tensor:
     return torch.scalar_tensor(x, dtype=torch.float64)
 
 
@@ -257,7 +262,7 @@ class CompiledRungeKutta(RungeKutta):
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         super().__init__(tableau, field)
-        self._compiled = _compiled(_forward_step, tableau, field)
+        self._compiled = compiled(_forward_step, tableau, field)
 
     def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0, end: float | None = None) -> Tensor:
         if jump:
@@ -266,7 +271,7 @@ class CompiledRungeKutta(RungeKutta):
         self._end_time = t + h if end is None else end
         main = self.coefficients.main
         first = self._buffer[0]
-        y1, stages = _call(self._compiled, self.field.f, self.field.args, y, first, _scalar(t), _scalar(h))
+        y1, stages = call(self._compiled, self.field.f, self.field.args, y, first, scalar(t), scalar(h))
         self.field.counts.nfe += main - 1
         self._buffer[:main].copy_(stages)
         state: Tensor = y1
@@ -281,10 +286,10 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
 
     def __init__(self, tableau: Tableau, field: Field) -> None:
         super().__init__(tableau, field)
-        self._compiled = _compiled(_taped_step, tableau, field)
+        self._compiled = compiled(_taped_step, tableau, field)
         self._begin: tuple[float, Tensor, float] | None = None
-        self._pullback = _compiled(_pull_step, tableau, field)
-        self._inputs = _Inputs()
+        self._pullback = compiled(_pull_step, tableau, field)
+        self._inputs = Inputs()
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         self._begin = (t, y, jump)
@@ -296,7 +301,7 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         if jump or self._begin[2] or isinstance(t, Tensor) or self._by_eye:
             self._by_eye = False
             return self._eager()
-        y1 = _call(self._compiled, self.field.f, self.field.args, y, _scalar(t), _scalar(h))
+        y1 = call(self._compiled, self.field.f, self.field.args, y, scalar(t), scalar(h))
         self.field.counts.nfe += self.coefficients.needed
         self._stages = [y1]  # stands for the whole step where someone asks which leaves f reached
         state: Tensor = y1
@@ -307,13 +312,14 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         self._inputs.looked(self._pullback, gradients)
 
     def pull(
-        self, t: float, t1: float, y: Tensor, adjoint: Tensor | None, inputs: Sequence[Tensor]
+        self, t: float, t1: float, start: State, adjoints: Sequence[Tensor | None], inputs: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor | None], Sequence[Tensor]] | None:
-        """A step's end, the gradient of its start, and those of ``inputs``, in one graph; None where autograd has to
-        do it."""
+        """A step's end, the gradients of its start (state and what is carried), and those of ``inputs``, in one graph;
+        None where autograd has to do it. ``adjoints``: of the end, the leading ones."""
+        (y, *_), (adjoint, *_) = start, adjoints
         if adjoint is None:
             return None
-        found = self._inputs.call(self._pullback, self.field, inputs, y, _scalar(t), _scalar(t1 - t), adjoint)
+        found = self._inputs.call(self._pullback, self.field, inputs, y, scalar(t), scalar(t1 - t), adjoint)
         if found is None:
             # The one look is taken in eager steps: compiling them for it would take longer than the rest.
             self._by_eye = self._inputs.unknown(self._pullback, self.field, inputs)
@@ -334,13 +340,36 @@ class CompiledTapedRungeKutta(TapedRungeKutta):
         return super().attempt(t, h, y, jump, self._end_time)
 
 
+class CompiledDirectRungeKutta(TapedRungeKutta):
+    """Steps on torch's tape, one compiled graph each, with the stages of error estimate and next step."""
+
+    def __init__(self, tableau: Tableau, field: Field) -> None:
+        super().__init__(tableau, field)
+        self._compiled = compiled(_forward_step, tableau, field)
+
+    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
+        if jump or isinstance(h, Tensor):
+            return super().attempt(t, h, y, jump, end)
+        self._start = (t, h, y, jump)
+        self._end_time = t + h if end is None else end
+        later = self.coefficients.main - 1
+        y1, stages = call(self._compiled, self.field.f, self.field.args, y, self._stages[0], scalar(t), scalar(h))
+        self.field.counts.nfe += later
+        for _ in range(later):
+            y1 = self.field.watched(y1)
+        self._stages = [self._stages[0], *stages.unbind()[1:]]
+        state: Tensor = y1
+        self._end = state
+        return state
+
+
 class CompiledAdjoint(RungeKutta):
     """Steps of the adjoint equation against a dense forward solution, one compiled graph each."""
 
     def __init__(self, tableau: Tableau, field: Against) -> None:
         super().__init__(tableau, field)
         self._products, self._forward = field.products, field.forward
-        self._compiled = _compiled(_adjoint_step, tableau, field.products.plain)
+        self._compiled = compiled(_adjoint_step, tableau, field.products.plain)
 
     def attempt(self, t: float, h: float, y: Tensor, jump: float = 0.0, end: float | None = None) -> Tensor:
         if jump:
@@ -351,7 +380,7 @@ class CompiledAdjoint(RungeKutta):
         times = [t1 if c == 1.0 else t + c * h for c in k.c[1 : k.main]]
         ys = self._forward.at_all(times, plain)
         stacked = torch.tensor(times, dtype=k.dtype, device=k.device)
-        a1, stages = _call(self._compiled, plain.f, plain.args, y, self._buffer[0], ys, stacked, _scalar(h))
+        a1, stages = call(self._compiled, plain.f, plain.args, y, self._buffer[0], ys, stacked, scalar(h))
         plain.counts.nfe += k.main - 1
         plain.counts.nvjp += k.main - 1
         self._buffer[: k.main].copy_(stages)

@@ -59,7 +59,7 @@ from pynode.native.symplectic import Symplectic as SymplecticStepper
 from pynode.native.tableaus import TABLEAUS, Tableau
 from pynode.native.vcabm import VCABM as VCABMStepper
 from pynode.problem import Field
-from pynode.sensealg import ContinuousAdjoint
+from pynode.sensealg import ContinuousAdjoint, DirectAdjoint
 from pynode.transforms import transformed
 
 if TYPE_CHECKING:
@@ -240,15 +240,22 @@ def stepper_of(algorithm: Algorithm, field: Field, request: Request, taped: bool
     family = family_of(algorithm)
     if family is not None:
         _refuse_options(algorithm, request)
+        if isinstance(algorithm, Reversible) and request.compile and compiled and not isinstance(field, Against):
+            from pynode.native.compiled_reversible import COMPILED  # torch's compiler
+
+            return COMPILED[algorithm.name](field, algorithm.interpolation)
         return family.make(algorithm, field, taped, request)
     tableau = tableau_of(algorithm)
     if not (request.compile and compiled):
         return _metered((TapedRungeKutta if taped else RungeKutta)(tableau, field), request)
-    from pynode.native.compiled import CompiledAdjoint, CompiledRungeKutta, CompiledTapedRungeKutta  # torch's compiler
+    from pynode.native import compiled as graphs  # torch's compiler
 
     if isinstance(field, Against):
-        return CompiledAdjoint(tableau, field)
-    return (CompiledTapedRungeKutta if taped else CompiledRungeKutta)(tableau, field)
+        return graphs.CompiledAdjoint(tableau, field)
+    if not taped:
+        return graphs.CompiledRungeKutta(tableau, field)
+    direct = isinstance(request.sensealg, DirectAdjoint)
+    return (graphs.CompiledDirectRungeKutta if direct else graphs.CompiledTapedRungeKutta)(tableau, field)
 
 
 def tableau_of(algorithm: Algorithm) -> Tableau:
@@ -278,11 +285,11 @@ def _refuse_options(algorithm: Algorithm, request: Request) -> None:
                 "use loss.backward() or torch.autograd.grad, a batch as part of the state, or an explicit method",
             )
         )
-    if request.compile:
+    if request.compile and not isinstance(algorithm, Reversible):
         raise UnsupportedError(
             explain(
                 f"compile='step' with {algorithm.name}",
-                "an explicit Runge-Kutta method",
+                "an explicit Runge-Kutta method, ReversibleHeun or AsynchronousLeapfrog",
                 "drop compile=, or use Heun()",
             )
         )

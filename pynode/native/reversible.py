@@ -7,6 +7,7 @@ operations only, so that the same stepper serves with and without autograd's tap
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from pynode.native.hermite import between
 from pynode.problem import Field, nudged
 
 Measure = Callable[[Tensor, float], float]
+Evaluate = Callable[[Any, Tensor], Tensor]
 
 
 def _plus(y: Tensor, h: Any, x: Tensor) -> Tensor:
@@ -41,6 +43,8 @@ class Reversible(ABC):
     error_order = 2
     #: Number of tensors carried.
     carries: ClassVar[int]
+    #: Whether the field is evaluated at the ends of steps, where it may jump, and not between them.
+    at_ends: ClassVar[bool]
 
     def __init__(self, field: Field, interpolation: str = "hermite") -> None:
         self.field = field
@@ -48,21 +52,32 @@ class Reversible(ABC):
         self._carried: State = ()
         self._carried_end: State = ()
 
+    @staticmethod
+    @abstractmethod
+    def step(f: Evaluate, t: Any, t1: Any, h: Any, start: State) -> State:
+        """State and carried tensors at ``t1`` from those at ``t``, by one evaluation ``f(time, y)``."""
+
+    @staticmethod
+    @abstractmethod
+    def back(f: Evaluate, t: Any, t1: Any, h: Any, end: State) -> State:
+        """Those at ``t`` from those at ``t1``; ``h = t1 - t``."""
+
     @abstractmethod
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         """See :class:`pynode.native.stepper.Stepper`."""
 
-    @abstractmethod
     def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
         """See :class:`pynode.native.stepper.Stepper`."""
+        return self._attempted(t, h, y, self.step(self._at(jump), t, t + h if end is None else end, h, self._whole(y)))
 
-    @abstractmethod
     def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
         """See :class:`pynode.native.stepper.TwoWayStepper`."""
+        return self.back(self._at(jump), t, t1, t1 - t, end)
 
-    @abstractmethod
     def error_ratio(self, measure: Measure) -> float:
-        """See :class:`pynode.native.stepper.Stepper`."""
+        """See :class:`pynode.native.stepper.Stepper`. The last of what is carried is the derivative or near it."""
+        with torch.no_grad():
+            return measure(self._carried_end[-1] - self._carried[-1], 0.5 * float(self._step[0]))
 
     def derivative(self) -> Tensor:
         return self._carried[-1]
@@ -85,6 +100,21 @@ class Reversible(ABC):
         """See :class:`pynode.native.stepper.Stepper`."""
         kept, t, h = copy.copy(self), float(self._start), float(self._step[0])
         return lambda times, field: kept.interpolate([(x - t) / h for x in times]).detach()
+
+    def _whole(self, y: Tensor) -> State:
+        """State and carried tensors at the start of a step."""
+        return (y, *self._carried)
+
+    def _attempted(self, t: Any, h: Any, y: Tensor, end: State) -> Tensor:
+        """The state of ``end``, which is kept as that of a step."""
+        y1, *carried = end
+        self._carried_end = tuple(carried)
+        self._start, self._step = t, (h, y, y1)
+        return y1
+
+    def _at(self, jump: float) -> Evaluate:
+        """Evaluations of a step one end of which lies at a jump."""
+        return functools.partial(self._evaluate, jump=jump) if jump and self.at_ends else self._evaluate
 
     def _evaluate(self, t: Any, y: Tensor, jump: float = 0.0) -> Tensor:
         time = self.field.time(t)
@@ -111,29 +141,24 @@ class ReversibleHeun(Reversible):
     """
 
     carries = 2
+    at_ends = True
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         self._carried = (y, self._first(t, y, derivative, jump))
 
-    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
-        z, slope = self._carried
+    @staticmethod
+    def step(f: Evaluate, t: Any, t1: Any, h: Any, start: State) -> State:
+        y, z, slope = start
         z1 = _plus(2 * y - z, h, slope)
-        slope1 = self._evaluate(t + h if end is None else end, z1, jump)
-        y1 = _plus(y, 0.5 * h, slope + slope1)
-        self._carried_end = (z1, slope1)
-        self._start, self._step = t, (h, y, y1)
-        return y1
+        slope1 = f(t1, z1)
+        return _plus(y, 0.5 * h, slope + slope1), z1, slope1
 
-    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
+    @staticmethod
+    def back(f: Evaluate, t: Any, t1: Any, h: Any, end: State) -> State:
         y1, z1, slope1 = end
-        h = t1 - t
         z = _plus(2 * y1 - z1, -h, slope1)
-        slope = self._evaluate(t, z, jump)
+        slope = f(t, z)
         return _plus(y1, -0.5 * h, slope + slope1), z, slope
-
-    def error_ratio(self, measure: Measure) -> float:
-        with torch.no_grad():
-            return measure(self._carried_end[1] - self._carried[1], 0.5 * float(self._step[0]))
 
 
 class AsynchronousLeapfrog(Reversible):
@@ -143,34 +168,26 @@ class AsynchronousLeapfrog(Reversible):
 
     The velocity is the derivative up to O(h^2): with ``v = y'(t) + e``, ``u = y'(t + h/2) + O(h^2)`` and so
     ``v1 = y'(t1) - e + O(h^2)``, whose errors alternate in sign instead of adding up. Euler's step along ``v`` is
-    therefore off by ``h^2/2 y''`` to leading order, which the step shows as ``h (u - v)``.
+    therefore off by ``h^2/2 y''`` to leading order, which the step shows as ``h (u - v) = h/2 (v1 - v)``.
     """
 
     carries = 1
+    at_ends = False
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
         self._carried = (self._first(t, y, derivative, jump),)
 
-    def attempt(self, t: Any, h: Any, y: Tensor, jump: float = 0.0, end: Any = None) -> Tensor:
-        (v,) = self._carried
-        u = self._evaluate(t + 0.5 * h, _plus(y, 0.5 * h, v))
-        y1 = _plus(y, h, u)
-        self._carried_end = (2 * u - v,)
-        self._start, self._step = t, (h, y, y1)
-        self._excess = u - v
-        return y1
+    @staticmethod
+    def step(f: Evaluate, t: Any, t1: Any, h: Any, start: State) -> State:
+        y, v = start
+        u = f(0.5 * (t + t1), _plus(y, 0.5 * h, v))
+        return _plus(y, h, u), 2 * u - v
 
-    def reverse(self, t: float, t1: float, end: State, jump: float = 0.0, jump_end: float = 0.0) -> State:
+    @staticmethod
+    def back(f: Evaluate, t: Any, t1: Any, h: Any, end: State) -> State:
         y1, v1 = end
-        h = t1 - t
-        u = self._evaluate(t + 0.5 * h, _plus(y1, -0.5 * h, v1))
+        u = f(0.5 * (t + t1), _plus(y1, -0.5 * h, v1))
         return _plus(y1, -h, u), 2 * u - v1
-
-    def error_ratio(self, measure: Measure) -> float:
-        with torch.no_grad():
-            return measure(self._excess.detach(), float(self._step[0]))
-
-    _excess: Tensor
 
 
 REVERSIBLE: dict[str, type[Reversible]] = {cls.__name__: cls for cls in (ReversibleHeun, AsynchronousLeapfrog)}

@@ -244,6 +244,25 @@ def test_weights_changed_before_the_backward_pass_raise():
             loss.backward()
 
 
+def test_gradients_of_many_rows_are_summed_before_they_are_added():
+    """dL/dw is 4 stages x 20 steps of sums over 256 rows, all of one sign: each sum is rounded 256 times at its own
+    size, the total 80 times. Rows added to the total one by one would round 20480 times at its size."""
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(16, 16))
+
+        def forward(self, t, y):
+            return y @ self.w
+
+    f, y0 = Linear(), torch.full((256, 16), 0.1, requires_grad=True)
+    sol = pynode.solve(f, y0, [0.0, 1.0], algorithm=pynode.RK4(steps=20), compile="solve")
+    sol.ys[-1].sum().backward()
+    bound = (256 + 80) * torch.finfo(torch.float32).eps / 2
+    torch.testing.assert_close(f.w.grad, torch.full((16, 16), 25.6), rtol=bound, atol=0.0)
+
+
 def test_weights_in_another_order_of_memory():
     f, y0 = Net(), start()
     f.first.weight = nn.Parameter(f.first.weight.detach().t().contiguous().t())

@@ -250,5 +250,8 @@ def _raise_on_failure(outcome: Outcome, name: str) -> None:
         raise not_finite(f"the adjoint of {name} could not be integrated back from t = {outcome.t:.6g}: its rate is")
     if not outcome.retcode.successful:
         message = f"in the backward solve of {name}, " + failure_message(outcome.retcode, outcome.t, outcome.detail)
-        message = message.removesuffix(".") + "; or use CheckpointedAdjoint, which integrates nothing backward."
+        message = message.removesuffix(".") + "; or use "
+        if name == "BacksolveAdjoint":  # diffusion: the state is unstable backward, a discrete adjoint may be of no use
+            message += "GaussAdjoint, which does not integrate the state backward, or "
+        message += "CheckpointedAdjoint, which integrates nothing backward."
         raise SolveError(message, outcome.retcode, outcome.t)

@@ -91,8 +91,10 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
         for i in plain:
             adjoints[:1] = [_added(adjoints, cotangents[i])]
         jumps = trajectory.jump_after(n) or trajectory.jump_before(n)
-        if graph is not None and not (time_gradients or inner or jumps) and len(adjoints) == 1:
-            pulled = graph.pull(t, t1, state, adjoints[0], inputs)
+        # Where the stepper begins anew, what it carries is a function of the state.
+        whole = (state,) if trajectory.begins(n) else (state, *carried)
+        if graph is not None and not (time_gradients or inner or jumps) and adjoints:
+            pulled = graph.pull(t, t1, whole, adjoints, inputs)
             if pulled is not None:
                 y1, adjoints, gradients = pulled
                 if known is not None:
@@ -104,8 +106,6 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
                 continue
         before = counts.nfe
         with torch.enable_grad():
-            # Where the stepper begins anew, what it carries is a function of the state.
-            whole = (state,) if trajectory.begins(n) else (state, *carried)
             starts = [x.detach().requires_grad_() for x in whole]
             y = starts[0]
             if time_gradients:

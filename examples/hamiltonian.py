@@ -8,12 +8,13 @@
 It follows the pendulum of Greydanus, Dzamba and Yosinski (2019), "Hamiltonian Neural Networks", with these differences:
 no noise, pairs of states in place of derivatives as data, a separable energy, LBFGS, and networks of 12 and 16 units.
 
-    python examples/energy.py [--quick] [--seed 0] [--out energy.png]
+    python examples/hamiltonian.py [--quick] [--seed 0] [--plot hamiltonian.png]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 import torch
@@ -88,7 +89,7 @@ def fitted(field: nn.Module, algorithm: Algorithm, start: State, end: State, ite
         loss.backward()
         steps += 1
         if steps % 50 == 0:
-            print(f"  {type(field).__name__}: evaluation {steps}, loss {loss.item():.3g}", flush=True)
+            print(f"  {type(field).__name__}: evaluation {steps}, loss {loss.item():.3g}", file=sys.stderr, flush=True)
         return loss
 
     optimiser.step(closure)
@@ -121,12 +122,13 @@ def learned(seed: int, iterations: int) -> dict[str, tuple[nn.Module, Algorithm,
 
 
 def draw(curves: dict[str, tuple[Tensor, Tensor]], rollouts: dict[str, tuple[Tensor, Tensor]], out: str) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture: it needs matplotlib (pip install 'pynode[plot]')", file=sys.stderr)
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, (periods, error) in curves.items():
         left.loglog(periods, error, marker=".", label=name)
     left.set(xlabel="periods", ylabel="largest energy error in two periods", title="The pendulum itself")
@@ -137,19 +139,21 @@ def draw(curves: dict[str, tuple[Tensor, Tensor]], rollouts: dict[str, tuple[Ten
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(out, dpi=120)
-    print(f"picture: {out}")
+    print(f"picture: {out}", file=sys.stderr)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="300 periods and short training: about a minute")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="energy.png")
+    parser.add_argument("--periods", type=int, help="of the pendulum (10000, with --quick 300)")
+    parser.add_argument("--steps", type=int, help="iterations of training (150, with --quick 40)")
+    parser.add_argument("--plot", default="hamiltonian.png", metavar="FILE")
     options = parser.parse_args()
     begun = time.perf_counter()
     torch.set_num_threads(1)
 
-    periods = 300 if options.quick else 10_000
+    periods = options.periods or (300 if options.quick else 10_000)
     methods: dict[str, Algorithm] = {
         "VelocityVerlet, 20 steps a period": VelocityVerlet(dt=PERIOD / 20),
         "DP5, rtol = atol = 1e-6": DP5(),
@@ -163,7 +167,7 @@ def main() -> None:
         curves[name] = (at, error)
         print(f"{name:36} {nfe:12d} {error[0]:14.2e} {error[-1]:10.2e} {seconds:6.1f}", flush=True)
 
-    models = learned(options.seed, 40 if options.quick else 150)
+    models = learned(options.seed, options.steps or (40 if options.quick else 150))
     span = PERIOD * (30 if options.quick else 200)
     rollouts = {}
     title = f"learned, run for {round(span / PERIOD)} periods"
@@ -178,8 +182,8 @@ def main() -> None:
         last = values[-int(10 * PERIOD / 0.5) :]
         ends = f"{last.min().item():.4f} to {last.max().item():.4f}"
         print(f"{name:36} {error:12.2e} {values[0].item():21.4f} {ends:>24}")
-    draw(curves, rollouts, options.out)
-    print(f"{time.perf_counter() - begun:.0f} s")
+    draw(curves, rollouts, options.plot)
+    print(f"seed {options.seed}; run time {time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@ How it differs from the original: two hidden layers of gated, time-conditioned u
 fixed end time, 1500 iterations (150 with --quick, which leaves the circles half done) instead of ten thousand, larger
 initial weights, a looser tolerance in training; and the targets are such that their own density is known.
 
-    python examples/density.py [--quick] [--seed 0] [--out density.png]
+    python examples/cnf.py [--quick] [--seed 0] [--plot cnf.png]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
@@ -101,7 +98,7 @@ def train(target: Mixture, trace: ExactTrace | HutchinsonTrace, options: argpars
         optimizer.step()
         schedule.step()
         if i % max(1, options.iterations // 4) == 0:
-            print(f"  {label}: iteration {i}, loss {loss.item():.3f}", flush=True)
+            print(f"  {label}: iteration {i}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
     return cnf
 
 
@@ -129,14 +126,28 @@ def draw(target: Mixture, flows: dict[str, CNF], axes, title: str, options: argp
         axis.set(xlim=(-4, 4), ylim=(-4, 4), xticks=[], yticks=[], aspect="equal")
 
 
+def picture(drawn: list[tuple[Mixture, dict[str, CNF], str]], options: argparse.Namespace) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture: it needs matplotlib (pip install 'pynode[plot]')", file=sys.stderr)
+        return
+    columns = 2 * (1 + len(drawn[0][1]))
+    figure = Figure(figsize=(2 * columns, 2.2 * len(drawn)), layout="constrained")
+    for row, (target, flows, name) in zip(figure.subplots(len(drawn), columns), drawn, strict=True):
+        draw(target, flows, row, name, options)
+    figure.savefig(options.plot, dpi=130)
+    print(f"picture: {options.plot}", file=sys.stderr)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="two estimators, few iterations: about a minute of one core"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, help="of training, for each flow")
-    parser.add_argument("--out", default="density.png")
+    parser.add_argument("--steps", "--iterations", dest="iterations", type=int, help="of training, for each flow")
+    parser.add_argument("--plot", default="cnf.png", metavar="FILE")
     options = parser.parse_args()
     options.iterations = options.iterations or (150 if options.quick else 1500)
     options.width, options.batch = 64, 128 if options.quick else 256
@@ -145,11 +156,8 @@ def main() -> None:
     start = time.perf_counter()
 
     traces = {name: TRACES[name] for name in (("exact", "Rademacher") if options.quick else TRACES)}
-    figure, axes = plt.subplots(
-        len(TARGETS), 2 * (1 + len(traces)), figsize=(4 * (1 + len(traces)), 2.2 * len(TARGETS))
-    )
-    rows = []
-    for row, (name, target) in zip(axes, TARGETS.items(), strict=True):
+    rows, drawn = [], []
+    for name, target in TARGETS.items():
         test = target.sample(2000, torch.Generator().manual_seed(options.seed + 1))
         truth = -target.log_prob(test).mean().item()
         flows = {}
@@ -162,7 +170,7 @@ def main() -> None:
                 nll = -flows[label].log_prob(test).mean().item()
                 nfe = flows[label].solve(test).stats.forward.nfe
             rows.append((name, label, nll, truth, nfe, seconds))
-        draw(target, flows, row, name, options)
+        drawn.append((target, flows, name))
 
     print(f"\n{'target':<16} {'trace':<11} {'NLL':>7} {'truth':>7} {'excess':>7} {'NFE':>5} {'training':>9}")
     for name, label, nll, truth, nfe, seconds in rows:
@@ -171,9 +179,8 @@ def main() -> None:
         f"NLL of {len(test)} fresh points in nats, exact trace, rtol = atol = 1e-5; {options.iterations} iterations of "
         f"{options.batch} points, width {options.width}, seed {options.seed}."
     )
-    figure.tight_layout()
-    figure.savefig(options.out, dpi=130)
-    print(f"Picture: {options.out}. Run time: {time.perf_counter() - start:.0f} s.")
+    picture(drawn, options)
+    print(f"run time {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
