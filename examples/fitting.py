@@ -80,6 +80,7 @@ def fit(
     optimiser = torch.optim.Adam(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     head = nn.Identity() if model.output is None else model.output
+    eager = model.with_solver(compile=False)  # test batches are of another size, which would be compiled again
     run, began = Run(parameters(model)), time.perf_counter()
     for _ in range(epochs):
         losses, forward, backward = [], [], []
@@ -96,9 +97,9 @@ def fit(
         run.losses.append(statistics.mean(losses))
         run.forward.append(statistics.mean(forward))
         run.backward.append(statistics.mean(backward))
-        run.accuracies.append(100 * tested(model, test, right)[0])
+        run.accuracies.append(100 * tested(eager, test, right)[0])
     run.seconds = time.perf_counter() - began
-    run.tight = tested(model.with_tolerance(1e-5), test, right)[1]
+    run.tight = tested(eager.with_tolerance(1e-5), test, right)[1]
     return run
 
 
@@ -115,11 +116,13 @@ def tested(model: NeuralODE, test: Pair, right: Callable[[Tensor, Tensor], Tenso
 
 
 def fit_images(model: NeuralODE, data: Dataset, seed: int, epochs: int, rate: float = 5e-3, batch: int = 64) -> Run:
-    """Cross-entropy, shuffled batches."""
+    """Cross-entropy, shuffled batches; the last, smaller one of an epoch is left out."""
     generator = torch.Generator().manual_seed(1000 + seed)
+    batch = min(batch, len(data.train_labels))
+    whole = len(data.train_labels) // batch * batch
 
     def epoch() -> Iterable[Pair]:
-        order = torch.randperm(len(data.train_labels), generator=generator).to(data.train_labels.device)
+        order = torch.randperm(len(data.train_labels), generator=generator)[:whole].to(data.train_labels.device)
         return ((data.train_images[rows], data.train_labels[rows]) for rows in order.split(batch))
 
     return fit(model, epoch, (data.test_images, data.test_labels), epochs, rate)
@@ -140,8 +143,8 @@ def image_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--test", type=int, default=1000, help="test images")
     parser.add_argument("--side", type=int, default=8, help="images are averaged to about so many pixels")
     parser.add_argument("--filters", type=int, default=24, help="of the NODE; the others get as many parameters")
-    parser.add_argument("--epochs", type=int, help="of the images; default 10, quick 3")
-    parser.add_argument("--toy-epochs", type=int, help="of 20 iterations; default 10, quick 5; 0 for no toys")
+    parser.add_argument("--epochs", type=int, help="of the images; default 10, quick 2")
+    parser.add_argument("--toy-epochs", type=int, help="of 20 iterations; default 10, quick 3; 0 for no toys")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, help="how many; default 3, quick 1")
     parser.add_argument("--device", default="cpu")
@@ -154,9 +157,9 @@ def settled(options: argparse.Namespace) -> tuple[list[int], Dataset]:
     """Fills in the defaults; the seeds and the data."""
     torch.set_num_threads(1)
     if options.epochs is None:
-        options.epochs = 3 if options.quick else 10
+        options.epochs = 2 if options.quick else 10
     if options.toy_epochs is None:
-        options.toy_epochs = 5 if options.quick else 10
+        options.toy_epochs = 3 if options.quick else 10
     count = options.seeds or (1 if options.quick else 3)
     limit = options.train or (None if options.dataset == "digits" else 2000)
     data = averaged(load_images(options.dataset, options.data, train=limit, test=options.test), options.side)
@@ -194,6 +197,7 @@ def picture(parts: dict[str, dict[str, list[Run]]], path: Path) -> None:
     """Losses and evaluations over epochs, a line a seed; a column each part."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         say("no picture: matplotlib is not installed (pip install 'pynode[plot]')")
         return
@@ -209,5 +213,7 @@ def picture(parts: dict[str, dict[str, list[Run]]], path: Path) -> None:
         grid[0, column].set(title=title, ylabel="training loss")
         grid[1, column].set(xlabel="epoch", ylabel="evaluations of a training solve")
         grid[0, column].legend(fontsize=7)
+        for axes in grid[:, column]:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path)
     say(f"{path} written")

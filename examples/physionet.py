@@ -8,8 +8,8 @@ are tested. The comparison is a logistic regression on the mean, last, least and
 quantity.
 
 The data are one file, physionet2012-set-a.npz, with one row per measurement: patient, minute, parameter (an index into
-parameters), value (-1: missing); and patient_ids, died; data.py finds it in --data or
-PYNODE_DATA. The challenge's own score and test sets (B and C) are not used, so that figures do not compare with its.
+parameters), value (-1: missing); and patient_ids, died; data.py finds it in --data or PYNODE_DATA. The challenge's own
+score and test sets (B and C) are not used, so that figures do not compare with its.
 
     python examples/physionet.py --data DIR --quick
     python examples/physionet.py --data DIR
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import pynode
 from pynode.controls import Control, LinearControl, with_counts, with_time
+from pynode.errors import InputError
 from pynode.nn import MatrixField, NeuralCDE
 
 HOURS = 48
@@ -116,7 +117,11 @@ def main() -> None:
     if options.quick:
         options.epochs = 5
     begun = time.perf_counter()
-    raw, static, died = read(find_physionet(options.data))
+    try:
+        found_at = find_physionet(options.data)
+    except InputError as error:
+        parser.error(str(error))
+    raw, static, died = read(found_at)
     generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)
     order = torch.randperm(len(died), generator=generator)[: 1000 if options.quick else None]

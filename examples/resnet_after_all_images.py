@@ -124,9 +124,10 @@ def picture(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path, 
     names = list(dict.fromkeys(row["solver"] for row in rows))
     for axes, solver in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         own = [row for row in rows if row["solver"] == solver]
-        for test, color in (("own", "black"), ("half", "#4477aa"), ("double", "#ee6677"), ("flow", "#228833")):
+        shown = {"own": ("own", "black"), "half": ("h twice", "#4477aa"), "double": ("h half", "#ee6677")}
+        for test, (label, color) in (shown | {"flow": ("flow", "#228833")}).items():
             at = [1 / row["steps"] for row in own]
-            axes.plot(at, [statistics.mean(row[test]) for row in own], "o-", ms=4, color=color, label=test)
+            axes.plot(at, [statistics.mean(row[test]) for row in own], "o-", ms=4, color=color, label=label)
             for seed in range(len(own[0][test])):
                 axes.plot(at, [row[test][seed] for row in own], ".", ms=2.5, color=color, alpha=0.5)
         for run in runs if solver == "Euler" else ():

@@ -93,7 +93,8 @@ def test_quickstart_fits_the_spiral(tmp_path):
 @pytest.mark.slow
 def test_odenet_mnist_prints_a_row_for_every_way_to_a_gradient(tmp_path):
     small = ("--quick", "--epochs", "1", "--train", "256", "--test", "100", "--channels", "8", "--device", "cpu")
-    printed = ran(tmp_path, "odenet_mnist.py", *small, "--plot", "found.png")
+    # Two iterations: kinks of ReLU take apart what rounding has made different.
+    printed = ran(tmp_path, "odenet_mnist.py", *small, "--batch", "128", "--plot", "found.png")
     rows = {row["name"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
     assert all(name in printed for name in rows)
     assert len(rows) == 6
