@@ -213,7 +213,7 @@ def main() -> None:
             continue
         ratio = row["products"] / row["forward"]
         print(f"{start} {row['forward']:8d} {row['backward']:9d} {row['products']:9d} {ratio:19.2f}")
-    print("   (the paper's: backward about half of forward)")
+    print("   (of the paper's Figure 3, in a talk on it: backward about half of forward)")
     found = {"data": data.name, "history": history, "tests": tests, "gradients": gradients}
     options.plot.with_suffix(".json").write_text(json.dumps(found, indent=1))
     try:

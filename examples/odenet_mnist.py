@@ -3,7 +3,7 @@
     python examples/odenet_mnist.py --dataset mnist            # --data DIR or PYNODE_DATA: see data.py; for a GPU
     python examples/odenet_mnist.py --dataset fashion-mnist
     python examples/odenet_mnist.py --dataset mnist --channels 16 --pool 3 --batch 64 --lr 1e-2 --epochs 2   # one core
-    python examples/odenet_mnist.py --quick                    # scikit-learn's digits, 16 channels, 2 epochs
+    python examples/odenet_mnist.py --quick                    # scikit-learn's digits, 16 channels, 1 epoch
 
 The architecture of "Neural ODEs for undergraduate students" (Aghaei 2020), after the experiment of Chen et al.: layers
 that halve the image twice, then either six residual blocks (normalisation - ReLU - 3 x 3 convolution, twice) or one ODE
@@ -244,14 +244,14 @@ def picture(rows: list[Trained], path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, "mnist")
-    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, 16 channels, 2 epochs")
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, 16 channels, 1 epoch")
     parser.add_argument("--train", type=int, help="training images at most")
     parser.add_argument("--test", type=int, help="test images at most")
     parser.add_argument("--channels", type=int)
     parser.add_argument("--pool", type=int, help="pixels a side that are left for the linear layer")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--lr", type=float, default=3e-3, help="the schedule's peak")
+    parser.add_argument("--lr", type=float, help="the schedule's peak; default 3e-3, quick 1e-2")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="rtol and atol")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="rows whose name contains one of these")
     parser.add_argument("--seed", type=int, default=0)
@@ -259,12 +259,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("odenet_mnist.png"), help="also .json")
     options = parser.parse_args()
     begun = time.perf_counter()
-    epochs = options.epochs or (2 if options.quick else 10)
+    epochs = options.epochs or (1 if options.quick else 10)
+    options.lr = options.lr or (1e-2 if options.quick else 3e-3)
     channels = options.channels or (16 if options.quick else 64)
     pool = options.pool or (3 if options.quick else 1)
     dataset = "digits" if options.quick else options.dataset
     data = load_images(dataset, options.data, train=options.train, test=options.test)
-    options.batch = min(options.batch or (32 if options.quick else 128), len(data.train_labels))
+    options.batch = min(options.batch or (64 if options.quick else 128), len(data.train_labels))
 
     exact, small = pynode.CheckpointedAdjoint(), 1e-3 * options.tolerance
     ways: dict[str, dict[str, Any] | None] = {
