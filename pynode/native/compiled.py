@@ -42,7 +42,9 @@ def stage(f: Any, layout: Layout, args: tuple[Any, ...], t: Tensor, y: Tensor) -
 
 
 def bound(f: Any, names: tuple[str, ...], parameters: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """The module ``f`` with other tensors for its parameters."""
+    """The module ``f`` with other tensors for its parameters; what has none need not be a module."""
+    if not names:
+        return f  # type: ignore[no-any-return]
     own = dict(zip(names, parameters, strict=True))
 
     def field(t: Tensor, state: Any, *args: Any) -> Any:
