@@ -175,11 +175,7 @@ def compiled(make: Callable[[Any, Layout], Callable[..., Any]], method: Any, fie
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        if not torch.is_grad_enabled():
-            return function(*arguments)
-        # Whoever differentiates may keep the tape, and come back to it.
-        with torch._functorch.config.patch(donated_buffer=False):
-            return function(*arguments)
+        return function(*arguments)
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UnsupportedError(
             explain(
