@@ -10,6 +10,7 @@ import functools
 
 import pytest
 import torch
+import torch._functorch.config
 
 import pynode
 from pynode import AsynchronousLeapfrog, CheckpointedAdjoint, DirectAdjoint, ReversibleAdjoint, ReversibleHeun, Tsit5
