@@ -6,6 +6,7 @@ from pynode.capture.ir import Assign, Convolve, Loop, MatMul, Reduce, Scan, Stat
 
 
 def reads(statement: Statement) -> list[View]:
+    """The views whose elements it needs."""
     if isinstance(statement, Assign | Reduce | Scan):
         return [leaf.view for leaf in leaves(statement.expr)]
     if isinstance(statement, Loop):
@@ -15,6 +16,7 @@ def reads(statement: Statement) -> list[View]:
 
 
 def writes(statement: Statement) -> list[View]:
+    """The views whose elements it changes."""
     if isinstance(statement, Assign):
         return []
     if isinstance(statement, Loop):

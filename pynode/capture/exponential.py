@@ -11,6 +11,8 @@ import functools
 import math
 from fractions import Fraction
 
+from pynode.capture.interpolation import interpolated
+
 #: The natural logarithm of 2.
 LN2 = 0.6931471805599453094172321214581765681
 
@@ -28,13 +30,4 @@ def exponential(degree: int) -> tuple[Fraction, ...]:
     """Coefficients, lowest first, of a polynomial near ``(exp(r) - 1 - r) / r^2`` for ``|r| <= ln 2 / 2``."""
     count = degree + 1
     nodes = [Fraction(math.cos((2 * i + 1) * math.pi / (2 * count)) * LN2 / 2 * 1.0001) for i in range(count)]
-    # Newton's divided differences in exact arithmetic, then powers of r.
-    table = [(_exact_exp(x) - 1 - x) / x**2 if x else Fraction(1, 2) for x in nodes]
-    for order in range(1, count):
-        for i in range(count - 1, order - 1, -1):
-            table[i] = (table[i] - table[i - 1]) / (nodes[i] - nodes[i - order])
-    powers = [Fraction(0)] * count
-    for i in range(count - 1, -1, -1):
-        powers = [(powers[k - 1] if k else Fraction(0)) - nodes[i] * powers[k] for k in range(count)]
-        powers[0] += table[i]
-    return tuple(powers)
+    return interpolated(nodes, [(_exact_exp(x) - 1 - x) / x**2 if x else Fraction(1, 2) for x in nodes])

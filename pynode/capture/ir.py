@@ -18,6 +18,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 def numel(shape: Sequence[int]) -> int:
+    """How many elements it has."""
     return torch.Size(shape).numel()
 
 
@@ -51,6 +52,8 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class View:
+    """Elements of a buffer, by shape, strides and offset in elements."""
+
     buffer: Buffer
     shape: Shape
     strides: Shape
@@ -81,6 +84,8 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Load:
+    """The element of a view at the loops' place."""
+
     view: View
     dtype: torch.dtype
 
@@ -104,6 +109,8 @@ class Scalar:
 
 @dataclass(frozen=True, eq=False)
 class Literal:
+    """A number known when the program is written."""
+
     value: float | int | bool
     dtype: torch.dtype
 

@@ -49,6 +49,8 @@ _LONG = 512
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register how these operators are lowered."""
+
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(targets, function))
         return function

@@ -105,6 +105,7 @@ def _kind(low: Lowering, dtype: torch.dtype) -> torch.dtype:
 
 
 def result_dtype(low: Lowering, node: fx.Node) -> torch.dtype:
+    """What the node's elements are in the program: its precision, integers or truth values."""
     return _kind(low, node.meta["val"].dtype)
 
 

@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import torch
 
+from pynode.capture.interpolation import interpolated
 from pynode.cpp.text import literal
 
 #: Of s^2 where m is at an end, and of r^2.
@@ -41,16 +42,7 @@ def _interpolated(function: Callable[[Fraction], Fraction], end: float, degree: 
     """Coefficients, lowest first, on (0, end)."""
     count = degree + 1
     nodes = [Fraction((1 + math.cos((2 * i + 1) * math.pi / (2 * count))) * end / 2) for i in range(count)]
-    # Newton's divided differences in exact arithmetic, then powers.
-    table = [function(x) for x in nodes]
-    for order in range(1, count):
-        for i in range(count - 1, order - 1, -1):
-            table[i] = (table[i] - table[i - 1]) / (nodes[i] - nodes[i - order])
-    powers = [Fraction(0)] * count
-    for i in range(count - 1, -1, -1):
-        powers = [(powers[k - 1] if k else Fraction(0)) - nodes[i] * powers[k] for k in range(count)]
-        powers[0] += table[i]
-    return tuple(float(c) for c in powers)
+    return tuple(float(c) for c in interpolated(nodes, [function(x) for x in nodes]))
 
 
 def horner(coefficients: Sequence[float], x: str, dtype: torch.dtype) -> str:

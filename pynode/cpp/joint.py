@@ -39,6 +39,7 @@ def joined(modules: Sequence[fx.GraphModule]) -> fx.GraphModule:
 
 
 def root(view: View) -> Buffer:
+    """The buffer it really lies in."""
     return view.buffer.resolved()[0]
 
 

@@ -99,16 +99,19 @@ def _leading(view: View) -> tuple[int, int]:
 
 
 def pointer(view: View) -> str:
+    """Its first element's address as C++."""
     buffer, offset = view.buffer.resolved()
     offset += view.offset
     return f"{buffer.name} + {offset}" if offset else buffer.name
 
 
 def turned(view: View) -> View:
+    """The transpose of a matrix."""
     return View(view.buffer, view.shape[::-1], view.strides[::-1], view.offset)
 
 
 def product_text(statement: MatMul) -> str:
+    """The call that does it; sizes and strides are compile-time constants."""
     into, a, b = statement.into, statement.a, statement.b
     if _leading(into)[1] != 1:
         into, a, b = turned(into), turned(b), turned(a)
