@@ -283,13 +283,13 @@ def _members(cls: type, names: Iterable[str]) -> Iterator[Any]:
             yield member
 
 
-def _names(function: types.FunctionType) -> set[str]:
-    """Globals and attributes that a function, or one inside it, names."""
-    names: set[str] = set()
+def _names(function: types.FunctionType) -> dict[str, None]:
+    """Globals and attributes that a function, or one inside it, names, in an order that every process finds."""
+    names: dict[str, None] = {}
     codes = [function.__code__]
     while codes:
         code = codes.pop()
-        names.update(code.co_names)
+        names.update(dict.fromkeys(code.co_names))
         codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
     return names
 
