@@ -1,4 +1,4 @@
-"""Run by torchrun or alone, ``ensemble_ranks.py FOLDER [quick]``: ensembles of every kind, each rank's results into a file."""
+"""Ensembles of every kind, each rank's results into a file: ``ensemble_ranks.py FOLDER [quick]``, by torchrun."""
 
 from __future__ import annotations
 
@@ -106,14 +106,16 @@ def failures() -> dict[str, Any]:
     }
 
 
+def quickly() -> dict[str, Any]:
+    return {"rows": solved(), "own sums": solved(gather=False), "failures": failures()}
+
+
 def main(folder: Path, quick: bool) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if quick:
-        torch.save(
-            {"rows": solved(), "own sums": solved(gather=False), "failures": failures()}, folder / f"{size}-{rank}.pt"
-        )
+        torch.save(quickly(), folder / f"{size}-{rank}.pt")
         return
     found: dict[str, Any] = {
         "rows": solved(),
