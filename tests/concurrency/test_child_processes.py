@@ -18,7 +18,7 @@ START = ["fork", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("fo
 OPTIONS: dict[str, dict[str, Any]] = {"eager": {}, "solve": {"compile": "solve"}}
 
 
-@pytest.mark.parametrize("tier", OPTIONS)
+@pytest.mark.parametrize("tier", ["eager", pytest.param("solve", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", START)
 def test_data_loader_workers_solve_as_the_parent_does(how: str, tier: str) -> None:
     data = Trajectories(**OPTIONS[tier])

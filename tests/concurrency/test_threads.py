@@ -89,7 +89,9 @@ def check(options: dict[str, Any]) -> None:
     assert equal(at_once(*[lambda i=i: repeated(shared, rows[i], options) for i in range(THREADS)]), one)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [x if x in ("checkpointed", "gauss", "solve") else pytest.param(x, marks=pytest.mark.slow) for x in WAYS]
+)
 def test_threads_get_the_bits_of_one(way: str) -> None:
     check(WAYS[way])
 
