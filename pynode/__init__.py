@@ -74,12 +74,16 @@ from pynode.compile_stats import CompileStats, compile_stats
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.errors import (
+    AccuracyWarning,
+    CallbackWarning,
     CompileWarning,
     FieldError,
     GradientError,
     InputError,
     PynodeError,
+    PynodeWarning,
     SolveError,
+    StrictError,
     UnsupportedError,
 )
 from pynode.events import Event, Firing, RowFiring
@@ -100,6 +104,7 @@ from pynode.sensealg import (
 )
 from pynode.solution import Counts, ReturnCode, Solution, Stats
 from pynode.solve import solve
+from pynode.strict import strict
 from pynode.warm_start import WarmStart
 
 __version__ = "0.1.0"
@@ -124,6 +129,7 @@ __all__ = [
     "SSPRK33",
     "TRBDF2",
     "VCABM",
+    "AccuracyWarning",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -133,6 +139,7 @@ __all__ = [
     "AutoVern9",
     "BacksolveAdjoint",
     "BatchSolution",
+    "CallbackWarning",
     "CheckpointedAdjoint",
     "CompileStats",
     "CompileWarning",
@@ -169,6 +176,7 @@ __all__ = [
     "PerSample",
     "PredictiveController",
     "PynodeError",
+    "PynodeWarning",
     "QuadratureAdjoint",
     "RadauIIA5",
     "RadauIIA9",
@@ -187,6 +195,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StrictError",
     "SymplecticEuler",
     "Trapezoid",
     "Tsit5",
@@ -202,4 +211,5 @@ __all__ = [
     "problems",
     "recommend",
     "solve",
+    "strict",
 ]
