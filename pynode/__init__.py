@@ -75,12 +75,16 @@ from pynode.controllers import IController, PIController, PIDController, Predict
 from pynode.crosscheck import CrosscheckReport, crosscheck
 from pynode.ensemble import EnsembleSolution, ensemble
 from pynode.errors import (
+    AccuracyWarning,
+    CallbackWarning,
     CompileWarning,
     FieldError,
     GradientError,
     InputError,
     PynodeError,
+    PynodeWarning,
     SolveError,
+    StrictError,
     UnsupportedError,
 )
 from pynode.events import Event, Firing, RowFiring
@@ -101,6 +105,7 @@ from pynode.sensealg import (
 )
 from pynode.solution import Counts, ReturnCode, Solution, Stats
 from pynode.solve import solve
+from pynode.strict import strict
 from pynode.warm_start import WarmStart
 
 __version__ = "0.1.0"
@@ -125,6 +130,7 @@ __all__ = [
     "SSPRK33",
     "TRBDF2",
     "VCABM",
+    "AccuracyWarning",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -134,6 +140,7 @@ __all__ = [
     "AutoVern9",
     "BacksolveAdjoint",
     "BatchSolution",
+    "CallbackWarning",
     "CheckpointedAdjoint",
     "CompileStats",
     "CompileWarning",
@@ -171,6 +178,7 @@ __all__ = [
     "PerSample",
     "PredictiveController",
     "PynodeError",
+    "PynodeWarning",
     "QuadratureAdjoint",
     "RadauIIA5",
     "RadauIIA9",
@@ -189,6 +197,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StrictError",
     "SymplecticEuler",
     "Trapezoid",
     "Tsit5",
@@ -205,4 +214,5 @@ __all__ = [
     "problems",
     "recommend",
     "solve",
+    "strict",
 ]
