@@ -105,7 +105,8 @@ def ensemble(
         (b, 1, ..., 1).
     y0s : tensor or tree of tensors with leading dimension N, or callable
         The initial states. A callable (SciML's ``prob_func``) gives member ``i`` as ``y0s(i, generator) -> (y0, own)``:
-        its state, and a tuple of its own arguments, tensors or numbers, which ``f(t, y, *args, *own)`` gets row by row.
+        its state, and a tuple of its own arguments, tensors (...) or numbers, which ``f(t, y, *args, *own)`` gets as
+        (b, ...) and (b,).
         It is called on the rank that solves the member. ``generator`` is a ``torch.Generator`` seeded by ``seed`` and
         ``i`` alone: draw from it, and random members do not depend on the number of ranks. What it returns must not
         require a gradient.
@@ -162,7 +163,7 @@ def ensemble(
     >>> sol.ys[:, -1].sum().backward()
     >>> rates.grad.flatten()  # -exp(-k)
     tensor([-0.6065, -0.3679, -0.1353])
-    >>> draw = lambda i, generator: (torch.randn(2, generator=generator), (0.1 * i,))
+    >>> draw = lambda i, generator: (torch.randn(2, generator=generator), (torch.tensor([0.1 * i]),))
     >>> sol = pynode.ensemble(lambda t, y, k: -k * y, draw, [0.0, 1.0], trajectories=4)
     >>> sol.ys.shape
     torch.Size([4, 2, 2])
