@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from forms import FORMS, flat, like, mixed
-from growing import C128, CLOSED, F64, KINDS, Core, core_of, halves, wide
+from growing import C128, CLOSED, F64, KINDS, Core, Coupled, core_of, wide
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -109,6 +109,8 @@ def cases(
     if span < 1e-3 and abs(start) > 8.0 / abs(pace):
         start = 0.0  # the span would be a few units in the last place of single precision
     parts = sorted(draw(st.sets(st.integers(1, 255), max_size=4)))
+    if draw(st.integers(0, 7)) == 7:
+        parts = list(range(1, 256, 5))
     tau = [0.0, *(span * k / 256 for k in parts), span]
     y0 = x0.reshape(()) if form == "scalar" else mixed(x0) if form == "mixed" else FORMS[form](x0)
     x0 = flat(y0, dtype)  # in the order of the leaves
@@ -143,7 +145,10 @@ FIXED = {
 }
 FIXED_EXPLICIT = tuple(FIXED)[: tuple(FIXED).index("ImplicitEuler")]
 SPLIT = {"SymplecticEuler": 1, "VelocityVerlet": 2, "McAte4": 4, "Yoshida6": 6, "KahanLi8": 8}
-CONTROLLERS = (None, None, pynode.IController(), pynode.PIController(), pynode.PIDController())
+CONTROLLERS = (
+    *(None, None, pynode.IController(), pynode.PIController(), pynode.PIDController()),
+    pynode.PredictiveController(deadband=1.0),
+)
 
 
 @st.composite
@@ -171,7 +176,7 @@ def fixed(name: str, case: Case, quicker: float = 1.0) -> pynode.Algorithm:
 def pairs(draw: Any, dtypes: tuple[torch.dtype, ...] = (F64, torch.float32)) -> Case:
     """Coupled oscillators, a tuple of positions and momenta, for symplectic methods."""
     n, dtype, seed = draw(st.integers(1, 3)), draw(st.sampled_from(dtypes)), draw(seeds)
-    core = halves(n, draw(st.sampled_from([0.5, 1.0])), dtype, seed)
+    core = Coupled(n, draw(st.sampled_from([0.5, 1.0])), dtype, seed)
     x0 = torch.randn(2 * n, dtype=F64, generator=torch.Generator().manual_seed(seed)).to(dtype)
     pace, start = draw(st.sampled_from([1.0, -1.0, 2.0**-10])), draw(st.sampled_from([0.0, -2.0]))
     span = draw(st.sampled_from([1.0, 4.0, 0.125]))

@@ -44,7 +44,8 @@ def like(tree: Any, x: Tensor) -> Any:
             return type(tree)(*built) if hasattr(tree, "_fields") else type(tree)(built)
         if tree.is_complex() and not x.is_complex():
             part, rest[0] = rest[0].split([2 * tree.numel(), len(rest[0]) - 2 * tree.numel()])
-            return torch.view_as_complex(part.reshape(*tree.shape, 2).clone())
+            pairs = part.reshape(*tree.shape, 2)
+            return torch.complex(pairs[..., 0], pairs[..., 1])
         part, rest[0] = rest[0].split([tree.numel(), len(rest[0]) - tree.numel()])
         return part.reshape(tree.shape)
 
@@ -64,5 +65,6 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
 
 
 def mixed(x: Tensor) -> Any:
-    """A complex leaf behind a real one."""
-    return (x[:1], torch.view_as_complex(x[1:3].reshape(1, 2).clone()), x[3:])
+    """A complex leaf behind an odd number of reals, or before them."""
+    z = torch.complex(x[:1], x[1:2])
+    return (z, x[2:]) if len(x) % 2 else (x[2:3], z, x[3:])

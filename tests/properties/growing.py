@@ -178,13 +178,28 @@ CLOSED = ("stable", "turning", "general", "forced", "modulated")
 LINEAR = ("stable", "turning", "general")
 
 
-def halves(n: int, rate: float, dtype: torch.dtype, seed: int) -> Linear:
-    """``q' = M p``, ``p' = -K q`` with positive definite ``M`` and ``K``, for symplectic methods."""
-    numbers = torch.Generator().manual_seed(seed)
-    whole = torch.zeros(2 * n, 2 * n, dtype=wide(dtype))
-    whole[:n, n:] = -matrix_of("stable", n, rate, wide(dtype), numbers)
-    whole[n:, :n] = matrix_of("stable", n, rate, wide(dtype), numbers)
-    return Linear(whole.to(dtype))
+class Coupled(Core):
+    """``q' = M p``, ``p' = -K q`` with positive definite ``M`` and ``K``, of 2 n numbers: for symplectic methods."""
+
+    linear = True
+
+    def __init__(self, n: int, rate: float, dtype: torch.dtype, seed: int) -> None:
+        super().__init__()
+        numbers = torch.Generator().manual_seed(seed)
+        m, k = (-matrix_of("stable", n, rate, F64, numbers).to(dtype) for _ in range(2))
+        self.m, self.k = torch.nn.Parameter(m), torch.nn.Parameter(k)
+        self.mu, self.lipschitz = _log_norm(self.whole()), _norm(self.whole())
+
+    def forward(self, tau: Tensor, x: Tensor) -> Tensor:
+        q, p = x.chunk(2)
+        return torch.cat([self.m @ p, -self.k @ q])
+
+    def whole(self) -> Tensor:
+        zero = torch.zeros_like(self.m)
+        return torch.cat([torch.cat([zero, self.m], 1), torch.cat([-self.k, zero], 1)]).detach()
+
+    def exact(self, tau: Tensor, x0: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(tau[:, None, None] * self.whole().double()) @ x0.double()
 
 
 def core_of(kind: str, n: int, rate: float, dtype: torch.dtype, seed: int) -> Core:

@@ -288,7 +288,7 @@ def test_second_derivatives_are_symmetric(data):
     inputs = [x for x, g in zip(inputs, gradient, strict=True) if g is not None]
     gradient = [g for g in gradient if g is not None]
     numbers = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    u, v = ([torch.randn(x.shape, dtype=F64, generator=numbers) for x in inputs] for _ in range(2))
+    u, v = ([torch.randn(x.shape, dtype=x.dtype, generator=numbers) for x in inputs] for _ in range(2))
 
     def product(direction):
         found = torch.autograd.grad(gradient, inputs, direction, retain_graph=True, allow_unused=True)
