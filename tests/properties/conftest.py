@@ -17,11 +17,11 @@ SEED = "--hypothesis-seed"
 
 # Derandomized examples follow from the test's source: all workers of pytest-xdist draw the same.
 hypothesis.settings.register_profile(
-    "few", max_examples=6, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET
+    "few", max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET
 )
 hypothesis.settings.register_profile(
     "long",
-    max_examples=300,
+    max_examples=100,
     derandomize=False,
     deadline=None,
     database=None,
