@@ -180,7 +180,16 @@ def _pulled_back(evaluation: Evaluation, cotangents: Tensor, time_gradient: bool
     try:
         return evaluation.backend.pull_back(evaluation.record, query, cotangents)
     except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
+        said = str(error)
+        if "modified by an inplace operation" in said or "has been modified inplace" in said:
+            raise GradientError(
+                explain(
+                    f"an evaluation of f for the gradient changed a tensor in place that its derivative needs ({said})",
+                    "f to leave y, its parameters and its own intermediate values alone",
+                    "use the operators without a trailing underscore in f",
+                )
+            ) from error
+        if "backward through the graph a second time" not in said:
             raise
         raise GradientError(
             explain(

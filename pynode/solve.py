@@ -24,6 +24,7 @@ from pynode.per_sample import whole
 from pynode.problem import ODEProblem
 from pynode.progress import with_progress
 from pynode.queries import connected, queried, taped
+from pynode.read_parameters import ReadParameters
 from pynode.resuming import resumable
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt, Times, as_saveat, save_points, saved
@@ -334,8 +335,11 @@ def solve(
         question=question,
         watch=events,
     )
+    read = ReadParameters.of(request) if differentiable else None
     with problem.autocast():
         record: Any = engine.solve(request)
+    if read is not None:
+        read.check_solved()
     if warm is not None:
         warm.remember(like, record.first)
     solution = resumable(_solution(engine, request, record, shown), solve, options)
