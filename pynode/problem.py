@@ -82,6 +82,12 @@ class Field:
         except FieldError as error:
             located(error, t)
             raise
+        except RuntimeError as error:
+            if versions(flat) == before or "inplace" not in str(error):
+                raise
+            found = changed_input()  # torch noticed first, at another view of it
+            located(found, t)
+            raise found from error
         return derivative
 
     def watched(self, derivative: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, UnsupportedError, explain
-from pynode.evaluations import packed
+from pynode.evaluations import changed_input, located, packed, versions
 from pynode.inference_tensors import explained
 from pynode.native.vmap_refusal import refuses
 
@@ -115,7 +115,13 @@ def _evaluated(field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A state that asks for a gradient, and ``f`` there; not counted in ``nfe``."""
     with torch.inference_mode(False), torch.enable_grad(), explained("a Jacobian"):
         y = y.detach().clone().requires_grad_()
-        return y, packed(field.layout, t, field.f(t.detach().clone(), field.layout.unpack(y), *field.args))
+        before = versions(y)
+        dy = packed(field.layout, t, field.f(t.detach().clone(), field.layout.unpack(y), *field.args))
+        if versions(y) != before:
+            error = changed_input()
+            located(error, t)
+            raise error
+        return y, dy
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -116,12 +116,10 @@ class Faulty(nn.Module):
         self.base, self.fault, self.at = base, fault, at
         self.calls = 0
         self.raised: BaseException | None = None
-        self.times: list[float] = []
 
     def forward(self, t: Tensor, y: Any, *args: Any) -> Any:
         self.calls += 1
         rate = self.base(t, y, *args)
         if self.calls == self.at and self.fault is not None:
-            self.times = torch.as_tensor(t).reshape(-1).tolist()
             return self.fault(self, t, y, rate)
         return rate

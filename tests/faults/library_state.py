@@ -1,4 +1,4 @@
-"""Everything global that a solve could leave changed behind it: of torch, of Python, of pynode, and of given modules."""
+"""Everything global that a solve could leave changed: of torch, of Python, of pynode, and of given modules."""
 
 from __future__ import annotations
 
