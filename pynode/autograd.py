@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynode.backends import Backend, Gradients, Query, Record
 from pynode.errors import GradientError, explain, not_finite
+from pynode.interrupts import puts_back
 from pynode.transforms import active
 
 
@@ -68,6 +69,7 @@ class _Solve(torch.autograd.Function):
         return evaluation.values.detach()
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         evaluation: Evaluation = ctx.evaluation
         return (None, *differentiated(evaluation, grad_outputs[0], ctx.saved_tensors, ctx.needs_input_grad[1:]))
@@ -291,6 +293,7 @@ class _Gradient(torch.autograd.Function):
         return tuple(g.clone() for g in present)
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         first: _First = ctx.first
         cotangents, t, times, y0 = ctx.saved_tensors
@@ -313,6 +316,7 @@ class _Second(torch.autograd.Function):
         return (tangents, *parts)
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, along_cotangents: Tensor | None, *along: Tensor | None) -> tuple[Tensor | None, ...]:
         first: _First = ctx.first
         cotangents, t, times = ctx.saved
@@ -342,6 +346,7 @@ class _Refused(torch.autograd.Function):
         return torch.zeros((), dtype=torch.float32)
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         raise GradientError(
             explain(

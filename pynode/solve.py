@@ -19,6 +19,7 @@ from pynode.ending import end_of_solve, end_state
 from pynode.errors import SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
 from pynode.graph_break import eager
+from pynode.interrupts import puts_back
 from pynode.native.independent.front import in_rows
 from pynode.per_sample import whole
 from pynode.problem import ODEProblem
@@ -44,6 +45,7 @@ from pynode.warm_start import WarmStart, likeness
 
 
 @eager
+@puts_back
 def solve(
     f: Callable[..., Any],
     y0: Any,

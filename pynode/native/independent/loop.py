@@ -42,8 +42,13 @@ def integrate(record: RowRecord, derivative: Tensor | None = None) -> None:
     moving = np.flatnonzero(starts != ends)
     if len(moving):
         loop = _Loop(record, saver, Running(moving, starts, ends, sign))
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-            loop.run(y0, derivative)
+        before = np.geterr()
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+                loop.run(y0, derivative)
+        except KeyboardInterrupt:  # which may have cut the end of that context short
+            np.seterr(**before)
+            raise
         if loop.stepper.coefficients.all > loop.stepper.coefficients.main:
             _close_gaps(record)
 
