@@ -97,6 +97,8 @@ WAYS: dict[str, Way] = {
     "auto switch": Way({"algorithm": pynode.AutoSwitch()}),
     "trapezoid": Way({"algorithm": pynode.Trapezoid(steps=10)}),
     "rkc": Way({"algorithm": "RKC"}),
+    "compiled step": Way({"compile": "step"}),
+    "compiled solve": Way({"compile": "solve"}),
     "rows": Way({"batching": "independent", **_long}, rows=3),
     "rows, direct": Way({"batching": "independent", "sensealg": pynode.DirectAdjoint()}, rows=3),
     "rows, tree": Way({"batching": "independent"}, rows=3, tree=True),
