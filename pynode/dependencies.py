@@ -20,6 +20,7 @@ from pynode.autograd_graph import Edge, above, nodes, unknown_leaf, walk
 from pynode.errors import GradientError, explain
 from pynode.inference_tensors import explained
 from pynode.problem import Field, ODEProblem, check_pure
+from pynode.read_parameters import ReadParameters
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
@@ -71,8 +72,10 @@ class Dependencies:
         # Looked for before f runs: what f leaves behind in itself (weight_norm's product) is none of its inputs.
         search = [] if self.explicit else list(captured_tensors((problem.f, *problem.arguments.leaves)))
         found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
+        read = ReadParameters([*search, *self.owed, *self.arguments])
         self.derivative: Tensor | None
         self.derivative, direct, outer = self._probe(counts, jump, found)
+        read.check_solved()
         reached = {id(x) for x in direct}
         if self.explicit:
             self.parameters = given
