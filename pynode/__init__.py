@@ -73,6 +73,7 @@ from pynode.batch_solution import BatchSolution, RowCounts
 from pynode.compile_stats import CompileStats, compile_stats
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
+from pynode.ensemble import EnsembleSolution, ensemble
 from pynode.errors import (
     AccuracyWarning,
     CallbackWarning,
@@ -146,6 +147,7 @@ __all__ = [
     "Counts",
     "CrosscheckReport",
     "DirectAdjoint",
+    "EnsembleSolution",
     "Euler",
     "Event",
     "ExplicitAdams",
@@ -207,6 +209,7 @@ __all__ = [
     "Yoshida6",
     "compile_stats",
     "crosscheck",
+    "ensemble",
     "nn",
     "problems",
     "recommend",

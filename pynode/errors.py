@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+=======
+from typing import TYPE_CHECKING, Any
+>>>>>>> 57ae66c581bd2e121ef22899931163634d377466
 
 if TYPE_CHECKING:
     from pynode.solution import ReturnCode, Solution
@@ -104,7 +108,7 @@ class SolveError(PynodeError, RuntimeError):
     t : float
         The time it had reached.
     solution : Solution or None
-        What ``throw=False`` would have returned.
+        What ``throw=False`` would have returned. It is left behind where the error goes to another process.
 
     Examples
     --------
@@ -121,6 +125,10 @@ class SolveError(PynodeError, RuntimeError):
         self.t = t
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the solution, which has f with it: an exception that another process cannot read would hang it.
+        return type(self), (str(self), self.retcode, self.t)
+
 
 def not_finite(what: str) -> GradientError:
     """The error of a gradient with an infinity or a NaN."""
@@ -131,6 +139,11 @@ def not_finite(what: str) -> GradientError:
             "check the loss for a NaN, and f's derivatives for a singularity (sqrt or norm at 0, log, division)",
         )
     )
+
+
+def stays(what: str, remedy: str) -> UnsupportedError:
+    """The error of pickling or copying what cannot leave its process, or its graph."""
+    return UnsupportedError(explain(f"{what} was pickled or copied", "what a copy can go on with", remedy))
 
 
 def explain(value: str, expectation: str, remedy: str) -> str:

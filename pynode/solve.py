@@ -15,6 +15,7 @@ from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import PIDController
 from pynode.default_controller import default_controller
+from pynode.dependencies import without_communication
 from pynode.ending import end_of_solve, end_state
 from pynode.errors import SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
@@ -341,8 +342,13 @@ def solve(
         question=question,
         watch=events,
     )
+<<<<<<< HEAD
     read = ReadParameters.of(request) if differentiable else None
     with problem.autocast():
+=======
+    # Fixed steps are as many on every rank.
+    with problem.autocast(), without_communication(problem, algorithm.adaptive and dependencies is None):
+>>>>>>> 57ae66c581bd2e121ef22899931163634d377466
         record: Any = engine.solve(request)
     if read is not None:
         read.check_solved()

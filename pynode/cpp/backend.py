@@ -28,7 +28,7 @@ from pynode.cpp.driver import (
 )
 from pynode.cpp.program import FieldProgram, Program, program_of
 from pynode.dependencies import Dependencies
-from pynode.errors import CompileWarning
+from pynode.errors import CompileWarning, stays
 from pynode.known_fields import dependencies_of, weakly
 from pynode.native.backend import NativeBackend
 from pynode.native.checkpoints import EveryStep, State
@@ -121,6 +121,9 @@ class CompiledRecord(NativeRecord):
     ) -> None:
         super().__init__(request, trajectory)
         self.compiled, self.inputs = compiled, inputs
+
+    def __reduce__(self) -> Any:
+        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
 
 
 class CompiledBackend(NativeBackend):
