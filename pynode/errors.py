@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+=======
+from typing import TYPE_CHECKING, Any
+>>>>>>> 57ae66c581bd2e121ef22899931163634d377466
 
 if TYPE_CHECKING:
     from pynode.solution import ReturnCode, Solution
@@ -35,7 +40,12 @@ class InputError(PynodeError, ValueError):
 
 
 class FieldError(PynodeError, ValueError):
-    """The vector field returned something that cannot be the derivative of the state.
+    """The vector field returned something that cannot be the derivative of the state, or changed what it was given.
+
+    Attributes
+    ----------
+    t : float or None
+        The time that the field was called with, the first one of those of rows; None where that is not known.
 
     Examples
     --------
@@ -45,6 +55,16 @@ class FieldError(PynodeError, ValueError):
     ...     print(error)
     f returned shape (). Expected: the shape of y, (3,). Remedy: return one derivative per element of ...
     """
+
+    t: float | None = None
+
+    def at(self, times: Sequence[float]) -> None:
+        """Say when it happened, unless that has been said (by a solve inside of this one)."""
+        if self.t is None and times:
+            first, last = min(times), max(times)
+            self.t = times[0]
+            when = f"t = {first:.6g}" if first == last else f"times from {first:.6g} to {last:.6g}"
+            self.args = (f"{self} This was at {when}.",)
 
 
 class GradientError(PynodeError, RuntimeError):
@@ -88,7 +108,7 @@ class SolveError(PynodeError, RuntimeError):
     t : float
         The time it had reached.
     solution : Solution or None
-        What ``throw=False`` would have returned.
+        What ``throw=False`` would have returned. It is left behind where the error goes to another process.
 
     Examples
     --------
@@ -105,6 +125,10 @@ class SolveError(PynodeError, RuntimeError):
         self.t = t
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the solution, which has f with it: an exception that another process cannot read would hang it.
+        return type(self), (str(self), self.retcode, self.t)
+
 
 def not_finite(what: str) -> GradientError:
     """The error of a gradient with an infinity or a NaN."""
@@ -117,12 +141,74 @@ def not_finite(what: str) -> GradientError:
     )
 
 
+def stays(what: str, remedy: str) -> UnsupportedError:
+    """The error of pickling or copying what cannot leave its process, or its graph."""
+    return UnsupportedError(explain(f"{what} was pickled or copied", "what a copy can go on with", remedy))
+
+
 def explain(value: str, expectation: str, remedy: str) -> str:
     """The one form of every message: what came, what was expected, what to do."""
     return f"{value}. Expected: {expectation}. Remedy: {remedy}."
 
 
-class CompileWarning(UserWarning):
+class PynodeWarning(UserWarning):
+    """Base class of every warning of pynode; an error under :class:`pynode.strict`.
+
+    Examples
+    --------
+    >>> sorted(kind.__name__ for kind in pynode.PynodeWarning.__subclasses__())
+    ['AccuracyWarning', 'CallbackWarning', 'CompileWarning']
+    """
+
+
+class StrictError(PynodeError):
+    """A warning of pynode under :class:`pynode.strict`.
+
+    Attributes
+    ----------
+    category : type
+        The class of the warning.
+
+    Examples
+    --------
+    >>> with pynode.strict():
+    ...     try:
+    ...         pynode.solve(lambda t, y: -y, torch.full((2,), 1e-40), [0.0, 1.0], atol=0.0)
+    ...     except pynode.StrictError as error:
+    ...         print(error.category.__name__)
+    AccuracyWarning
+    """
+
+    def __init__(self, message: str, category: type[PynodeWarning]) -> None:
+        super().__init__(message)
+        self.category = category
+
+
+class AccuracyWarning(PynodeWarning, RuntimeWarning):
+    """A result may be less accurate than what was asked for.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     sol = pynode.solve(lambda t, y: torch.cos(t - 1e9) * y, torch.ones(1), [1e9, 1e9 + 1])
+    >>> print(caught[0].message)
+    f depends on time, and torch.float32 times near t = 1e+09 are 64 apart. Rounding them changes the ...
+    """
+
+
+class CallbackWarning(PynodeWarning):
+    """A field could not be captured: Julia calls torch back for every evaluation, which is slower.
+
+    Examples
+    --------
+    >>> issubclass(pynode.CallbackWarning, pynode.PynodeWarning)
+    True
+    """
+
+
+class CompileWarning(PynodeWarning):
     """A solve asked for with ``compile="solve"`` was not done in C++.
 
     Examples

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,11 @@ from pynode.algorithms import Algorithm
 from pynode.autograd import Evaluation, differentiated, modified, single
 from pynode.backends import Backend, Record, Request
 from pynode.controllers import PIDController
+<<<<<<< HEAD
+from pynode.interrupts import puts_back
+=======
+from pynode.errors import stays
+>>>>>>> 57ae66c581bd2e121ef22899931163634d377466
 from pynode.known_fields import Entry
 from pynode.problem import ODEProblem
 from pynode.queries import queried
@@ -95,6 +101,9 @@ class Repetition(ABC, Generic[L]):
         self.stats, self.t, self.retcode, self.detail = Stats(), lane.times[-1], ReturnCode.Success, ""
         self.read = ReadParameters(inputs)
 
+    def __reduce__(self) -> Any:
+        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
+
     @property
     @abstractmethod
     def whole(self) -> Record:
@@ -129,6 +138,7 @@ class _Repeated(torch.autograd.Function):
         return record.solved()
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         record: Repetition[Any] = ctx.record
         (y0,) = ctx.saved_tensors
@@ -201,6 +211,10 @@ def lane_for(
     return None
 
 
+def _queried(record: Repetition[Any], at: Tensor, derivative: bool) -> Any:
+    return queried(record.backend, record.whole, at, derivative)
+
+
 def solution(record: Repetition[Any]) -> Solution | None:
     """The solution of a repeated solve; None where it failed."""
     lane, (_, y0, t) = record.lane, record.asked
@@ -221,7 +235,7 @@ def solution(record: Repetition[Any]) -> Solution | None:
         stats=record.stats,
         algorithm=request.algorithm,
         sensealg=request.sensealg if request.differentiable else None,
-        evaluate=lambda *query: queried(record.backend, record.whole, *query),
+        evaluate=functools.partial(_queried, record),
         span=(lane.times[0], lane.times[-1]),
-        end=lambda: End(ts[-1], values[-1], record.size),
+        end=functools.partial(End, ts[-1], values[-1], record.size),
     )

@@ -196,7 +196,8 @@ class Layout:
             list(_branches(self.template, derivative, self._root, self._source))  # says what is wrong
         dtype, device = self.dtype, self.device
         for index, (leaf, shape) in enumerate(zip(derivative, self.shapes, strict=True)):
-            if type(leaf) is not Tensor or leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
+            plain = type(leaf) is Tensor and leaf.layout is torch.strided
+            if not plain or leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
                 self.check_leaf(index, leaf)
 
     def check_like(self, tree: Tree, source: str) -> Tree:
@@ -217,15 +218,16 @@ class Layout:
     def writer(self) -> Callable[[Tree, Any], None]:
         """A function that checks a derivative and copies it into a row of a buffer, one of :meth:`row_views`."""
         if self.is_tensor and self.is_real:
-            shape, dtype, device = self.shapes[0], self.dtypes[0], self.device
+            shape, dtype, device, strided = self.shapes[0], self.dtypes[0], self.device, torch.strided
 
             def write(derivative: Tree, row: Tensor) -> None:
-                # The three comparisons stand here, not behind a call, because this runs at every evaluation.
+                # The comparisons stand here, not behind a call, because this runs at every evaluation.
                 if (
                     type(derivative) is not Tensor
                     or derivative.shape != shape
                     or derivative.dtype is not dtype
                     or derivative.device != device
+                    or derivative.layout is not strided
                 ):
                     self.check_leaf(0, derivative)
                 row.copy_(derivative)
@@ -284,6 +286,14 @@ class Layout:
                     f"{self._source} returned dtype {leaf.dtype}{where}",
                     f"the dtype of {self._target}, {dtype}",
                     "convert the model or the initial state with .to(dtype); t has the real dtype of y already",
+                )
+            )
+        if leaf.layout is not torch.strided:
+            raise FieldError(
+                explain(
+                    f"{self._source} returned a tensor of layout {leaf.layout}{where}",
+                    "a dense tensor",
+                    "return it with .to_dense()",
                 )
             )
         if leaf.device != self.device:

@@ -189,6 +189,8 @@ class _Run:
             first = self.firings[before]
             self.rows.append((first.t[None].to(self.t), _lead(first.before)))
         self.now = End(self.now.t, state, watch.size, tuple(watch.found))
+        # The solve's node in autograd's graph holds the watch, and this state the node: nobody would collect that.
+        watch.state = None
         return terminal, before
 
     def _pay(self, part: Solution, cost: Tensor) -> None:
@@ -275,8 +277,11 @@ class _Run:
             running_cost=cost,
             at_steps=self.save.steps,
             events=tuple(self.firings),
-            end=lambda: self.now,
+            end=self._end,
         )
+
+    def _end(self) -> End:
+        return self.now
 
     def _states(self) -> Any:
         if not self.rows:

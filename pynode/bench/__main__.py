@@ -21,9 +21,11 @@ EXPERIMENTS = {
     **everything.PARTS,
     "all": "pynode.bench.everything",
     "eager": "pynode.bench.eager",
+    "ensemble": "pynode.bench.ensemble",
     "controllers": "pynode.bench.controllers",
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",
+    "soak": "pynode.bench.soak",
     "torchdiffeq-suite": "pynode.bench.torchdiffeq_suite",
 }
 
