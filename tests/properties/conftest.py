@@ -11,34 +11,35 @@ import secrets
 
 import pytest
 
-hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
-QUIET = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
-SEED = "--hypothesis-seed"
-
-# Derandomized examples follow from the test's source: all workers of pytest-xdist draw the same.
-hypothesis.settings.register_profile(
-    "few", max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET
-)
-hypothesis.settings.register_profile(
-    "long",
-    max_examples=100,
-    derandomize=False,
-    deadline=None,
-    database=None,
-    suppress_health_check=QUIET,
-)
 CHOSEN = os.environ.get("PYNODE_HYPOTHESIS_PROFILE", "few")
-hypothesis.settings.load_profile(CHOSEN)
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    collect_ignore_glob = ["test_property_*.py"]
+else:
+    common = {
+        "deadline": None,
+        "database": None,
+        "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+    }
+    # Derandomized examples follow from the test's source: all workers of pytest-xdist draw the same.
+    settings.register_profile("few", max_examples=4, derandomize=True, **common)
+    settings.register_profile("long", max_examples=100, **common)
+    settings.load_profile(CHOSEN)
+
+
+def _random(config: pytest.Config) -> bool:
+    return (config.getoption("hypothesis_profile", None) or CHOSEN) == "long"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """A seed that can be printed, where the profile is random; before hypothesis reads it."""
-    profile = config.getoption("--hypothesis-profile", None) or CHOSEN
-    if profile == "long" and config.getoption(SEED, None) is None:
-        config.option.__dict__[SEED] = str(secrets.randbelow(2**32))
+    if _random(config) and getattr(config.option, "hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(secrets.randbelow(2**32))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    seed = config.getoption(SEED, None)
-    return "examples: derandomized" if seed is None else f"examples: random, {SEED}={seed}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _random(config):
+        terminalreporter.write_line(f"properties: random examples, --hypothesis-seed={config.option.hypothesis_seed}")
