@@ -79,13 +79,9 @@ class Dependencies:
         found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
         read = ReadParameters([*search, *self.owed, *self.arguments])
         self.derivative: Tensor | None
-<<<<<<< HEAD
-        self.derivative, direct, outer = self._probe(counts, jump, found)
-        read.check_solved()
-=======
         with wrapped_layers.refused(seen):
             self.derivative, direct, outer = self._probe(counts, jump, found)
->>>>>>> 57ae66c581bd2e121ef22899931163634d377466
+        read.check_solved()
         reached = {id(x) for x in direct}
         if self.explicit:
             self.parameters = given

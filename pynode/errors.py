@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-=======
 from typing import TYPE_CHECKING, Any
->>>>>>> 57ae66c581bd2e121ef22899931163634d377466
 
 if TYPE_CHECKING:
     from pynode.solution import ReturnCode, Solution

@@ -22,11 +22,8 @@ from pynode.algorithms import Algorithm
 from pynode.autograd import Evaluation, differentiated, modified, single
 from pynode.backends import Backend, Record, Request
 from pynode.controllers import PIDController
-<<<<<<< HEAD
-from pynode.interrupts import puts_back
-=======
 from pynode.errors import stays
->>>>>>> 57ae66c581bd2e121ef22899931163634d377466
+from pynode.interrupts import puts_back
 from pynode.known_fields import Entry
 from pynode.problem import ODEProblem
 from pynode.queries import queried

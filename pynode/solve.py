@@ -342,13 +342,9 @@ def solve(
         question=question,
         watch=events,
     )
-<<<<<<< HEAD
     read = ReadParameters.of(request) if differentiable else None
-    with problem.autocast():
-=======
     # Fixed steps are as many on every rank.
     with problem.autocast(), without_communication(problem, algorithm.adaptive and dependencies is None):
->>>>>>> 57ae66c581bd2e121ef22899931163634d377466
         record: Any = engine.solve(request)
     if read is not None:
         read.check_solved()
