@@ -157,9 +157,9 @@ def adaptive(
 ) -> tuple[pynode.Algorithm, dict[str, Any]]:
     """An adaptive method with tolerances that the state's precision can hold."""
     algorithm, least = ADAPTIVE[draw(st.sampled_from(names))]
-    least = max(least, 1e3 * case.eps)
+    least = max(least, 800.0 * case.eps)
     wanted = draw(st.sampled_from([1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10]))
-    tol = min(max(wanted, least), loosest)
+    tol = max(min(wanted, loosest), least)
     atol = tol * case.x0.abs().max().item() * draw(st.sampled_from([1.0, 1e-2]))
     controller = draw(st.sampled_from(CONTROLLERS))
     return algorithm, {"rtol": tol, "atol": atol, "controller": controller, "max_steps": 5000}

@@ -70,7 +70,7 @@ class Linear(Core):
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.a = torch.nn.Parameter(matrix)
-        self.mu, self.lipschitz = _log_norm(matrix), _norm(matrix)
+        self.mu, self.lipschitz = _log_norm(matrix), max(_norm(matrix), 1e-3)  # a skew matrix of one number is zero
 
     def forward(self, tau: Tensor, x: Tensor) -> Tensor:
         return self.a @ x

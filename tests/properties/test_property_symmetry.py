@@ -186,7 +186,7 @@ def test_names_of_components_do_not_matter(data):
 def test_there_and_back(data):
     """The error of the way there is carried back by the flow, by at most exp(lipschitz span), and more is made."""
     case = data.draw(cases(kinds=SMOOTH, spans=(1.0, 0.5, 0.125), paces=GENTLE))
-    names = tuple(name for name in ADAPTIVE if name != "Fehlberg2")
+    names = tuple(name for name in ADAPTIVE if name not in ("Fehlberg2", "ImplicitEuler"))
     algorithm, options = data.draw(adaptive(case, names=names, loosest=1e-4))
     there = pynode.solve(case.field, case.y0, case.t, algorithm=algorithm, **options)
     end = _rebuilt(case.y0, iter([x[-1] for x in leaves(there.ys)]))
