@@ -65,7 +65,7 @@ def test_every_cached_function_is_bounded():
         if module.name.split(".")[1] in ("native", "cpp", "capture", "julia", "nn", "training"):
             importlib.import_module(module.name)
     few = {
-        "pynode.backends.backend_from_name",
+        "pynode.backends._loaded",  # backends
         "pynode.autocast._available",  # kinds of devices
         "pynode.cpp.driver.driver",  # precisions
         "pynode.cpp.driver._loaded",

@@ -39,7 +39,7 @@ class OneBuffer:
             return self.buffer.copy_(y)
 
 
-NAMES = ("default", "direct", "gauss", "backsolve", "forward", "reversible", "rk4", "vcabm", "KenCarp4", "Rodas5P")
+NAMES = (
     "default",
     "direct",
     "gauss",
