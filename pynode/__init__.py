@@ -73,13 +73,18 @@ from pynode.batch_solution import BatchSolution, RowCounts
 from pynode.compile_stats import CompileStats, compile_stats
 from pynode.controllers import IController, PIController, PIDController, PredictiveController
 from pynode.crosscheck import CrosscheckReport, crosscheck
+from pynode.ensemble import EnsembleSolution, ensemble
 from pynode.errors import (
+    AccuracyWarning,
+    CallbackWarning,
     CompileWarning,
     FieldError,
     GradientError,
     InputError,
     PynodeError,
+    PynodeWarning,
     SolveError,
+    StrictError,
     UnsupportedError,
 )
 from pynode.events import Event, Firing, RowFiring
@@ -100,6 +105,7 @@ from pynode.sensealg import (
 )
 from pynode.solution import Counts, ReturnCode, Solution, Stats
 from pynode.solve import solve
+from pynode.strict import strict
 from pynode.warm_start import WarmStart
 
 __version__ = "0.1.0"
@@ -124,6 +130,7 @@ __all__ = [
     "SSPRK33",
     "TRBDF2",
     "VCABM",
+    "AccuracyWarning",
     "AdaptiveHeun",
     "Algorithm",
     "AsynchronousLeapfrog",
@@ -133,12 +140,14 @@ __all__ = [
     "AutoVern9",
     "BacksolveAdjoint",
     "BatchSolution",
+    "CallbackWarning",
     "CheckpointedAdjoint",
     "CompileStats",
     "CompileWarning",
     "Counts",
     "CrosscheckReport",
     "DirectAdjoint",
+    "EnsembleSolution",
     "Euler",
     "Event",
     "ExplicitAdams",
@@ -169,6 +178,7 @@ __all__ = [
     "PerSample",
     "PredictiveController",
     "PynodeError",
+    "PynodeWarning",
     "QuadratureAdjoint",
     "RadauIIA5",
     "RadauIIA9",
@@ -187,6 +197,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StrictError",
     "SymplecticEuler",
     "Trapezoid",
     "Tsit5",
@@ -198,8 +209,10 @@ __all__ = [
     "Yoshida6",
     "compile_stats",
     "crosscheck",
+    "ensemble",
     "nn",
     "problems",
     "recommend",
     "solve",
+    "strict",
 ]

@@ -7,6 +7,7 @@ closures and globals count like a module's own. Tensors that ``f`` captured and 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import types
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode import wrapped_layers
 from pynode.autograd_graph import Edge, above, nodes, unknown_leaf, walk
 from pynode.errors import GradientError, explain
 from pynode.inference_tensors import explained
@@ -70,11 +72,15 @@ class Dependencies:
         self.groups = [given] if given else [_parameters(group) for group in modules]
         self.owed = [x for group in self.groups for x in group]
         # Looked for before f runs: what f leaves behind in itself (weight_norm's product) is none of its inputs.
-        search = [] if self.explicit else list(captured_tensors((problem.f, *problem.arguments.leaves)))
+        seen = []
+        if not self.explicit or wrapped_layers.talking():
+            seen = list(captured_objects((problem.f, *problem.arguments.leaves)))
+        search = [] if self.explicit else [x for x in seen if isinstance(x, Tensor)]
         found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
         read = ReadParameters([*search, *self.owed, *self.arguments])
         self.derivative: Tensor | None
-        self.derivative, direct, outer = self._probe(counts, jump, found)
+        with wrapped_layers.refused(seen):
+            self.derivative, direct, outer = self._probe(counts, jump, found)
         read.check_solved()
         reached = {id(x) for x in direct}
         if self.explicit:
@@ -221,13 +227,27 @@ class Dependencies:
         return list(gradients)
 
 
+def without_communication(problem: ODEProblem, look: bool) -> contextlib.AbstractContextManager[None]:
+    """Within it, UnsupportedError where ``f`` calls a layer that communicates, if ``look``: where no dependencies are
+    looked for, which would see it."""
+    look = look and wrapped_layers.talking()
+    reachable = captured_objects((problem.f, *problem.arguments.leaves)) if look else ()
+    return wrapped_layers.refused(reachable, adjoint=False)
+
+
 def _parameters(modules: Iterable[torch.nn.Module]) -> list[Tensor]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def captured_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:
-    """Tensors requiring a gradient that are reachable from Python objects: closures, defaults, globals a function
-    names, bound objects, partials, containers, modules, plain attributes, and the methods of callable objects."""
+    """Tensors requiring a gradient that are reachable from Python objects: see :func:`captured_objects`."""
+    return (x for x in captured_objects(roots) if isinstance(x, Tensor))
+
+
+def captured_objects(roots: Iterable[Any]) -> Iterator[Tensor | torch.nn.Module]:
+    """Modules, and tensors requiring a gradient, that are reachable from Python objects: closures, defaults, globals a
+    function names, bound objects, partials, containers, modules, plain attributes, and the methods of callable
+    objects."""
     stack, seen, looked = list(roots), set(), 0
     while stack and looked < _LIMIT:
         thing = stack.pop()
@@ -239,6 +259,7 @@ def captured_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:
             if thing.requires_grad:
                 yield thing
         elif isinstance(thing, torch.nn.Module):
+            yield thing
             stack += [*thing.parameters(recurse=False), *thing.buffers(recurse=False), *thing.children()]
             stack += [value for name, value in vars(thing).items() if name not in _INTERNAL]
             stack += _members(type(thing), ("forward",))
@@ -286,13 +307,13 @@ def _members(cls: type, names: Iterable[str]) -> Iterator[Any]:
             yield member
 
 
-def _names(function: types.FunctionType) -> set[str]:
-    """Globals and attributes that a function, or one inside it, names."""
-    names: set[str] = set()
+def _names(function: types.FunctionType) -> dict[str, None]:
+    """Globals and attributes that a function, or one inside it, names, in an order that every process finds."""
+    names: dict[str, None] = {}
     codes = [function.__code__]
     while codes:
         code = codes.pop()
-        names.update(code.co_names)
+        names.update(dict.fromkeys(code.co_names))
         codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
     return names
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pynode.solution import ReturnCode, Solution
@@ -104,7 +104,7 @@ class SolveError(PynodeError, RuntimeError):
     t : float
         The time it had reached.
     solution : Solution or None
-        What ``throw=False`` would have returned.
+        What ``throw=False`` would have returned. It is left behind where the error goes to another process.
 
     Examples
     --------
@@ -121,6 +121,10 @@ class SolveError(PynodeError, RuntimeError):
         self.t = t
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the solution, which has f with it: an exception that another process cannot read would hang it.
+        return type(self), (str(self), self.retcode, self.t)
+
 
 def not_finite(what: str) -> GradientError:
     """The error of a gradient with an infinity or a NaN."""
@@ -133,12 +137,74 @@ def not_finite(what: str) -> GradientError:
     )
 
 
+def stays(what: str, remedy: str) -> UnsupportedError:
+    """The error of pickling or copying what cannot leave its process, or its graph."""
+    return UnsupportedError(explain(f"{what} was pickled or copied", "what a copy can go on with", remedy))
+
+
 def explain(value: str, expectation: str, remedy: str) -> str:
     """The one form of every message: what came, what was expected, what to do."""
     return f"{value}. Expected: {expectation}. Remedy: {remedy}."
 
 
-class CompileWarning(UserWarning):
+class PynodeWarning(UserWarning):
+    """Base class of every warning of pynode; an error under :class:`pynode.strict`.
+
+    Examples
+    --------
+    >>> sorted(kind.__name__ for kind in pynode.PynodeWarning.__subclasses__())
+    ['AccuracyWarning', 'CallbackWarning', 'CompileWarning']
+    """
+
+
+class StrictError(PynodeError):
+    """A warning of pynode under :class:`pynode.strict`.
+
+    Attributes
+    ----------
+    category : type
+        The class of the warning.
+
+    Examples
+    --------
+    >>> with pynode.strict():
+    ...     try:
+    ...         pynode.solve(lambda t, y: -y, torch.full((2,), 1e-40), [0.0, 1.0], atol=0.0)
+    ...     except pynode.StrictError as error:
+    ...         print(error.category.__name__)
+    AccuracyWarning
+    """
+
+    def __init__(self, message: str, category: type[PynodeWarning]) -> None:
+        super().__init__(message)
+        self.category = category
+
+
+class AccuracyWarning(PynodeWarning, RuntimeWarning):
+    """A result may be less accurate than what was asked for.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     sol = pynode.solve(lambda t, y: torch.cos(t - 1e9) * y, torch.ones(1), [1e9, 1e9 + 1])
+    >>> print(caught[0].message)
+    f depends on time, and torch.float32 times near t = 1e+09 are 64 apart. Rounding them changes the ...
+    """
+
+
+class CallbackWarning(PynodeWarning):
+    """A field could not be captured: Julia calls torch back for every evaluation, which is slower.
+
+    Examples
+    --------
+    >>> issubclass(pynode.CallbackWarning, pynode.PynodeWarning)
+    True
+    """
+
+
+class CompileWarning(PynodeWarning):
     """A solve asked for with ``compile="solve"`` was not done in C++.
 
     Examples

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,7 @@ from pynode.algorithms import Algorithm
 from pynode.autograd import Evaluation, differentiated, modified, single
 from pynode.backends import Backend, Record, Request
 from pynode.controllers import PIDController
+from pynode.errors import stays
 from pynode.interrupts import puts_back
 from pynode.known_fields import Entry
 from pynode.problem import ODEProblem
@@ -95,6 +97,9 @@ class Repetition(ABC, Generic[L]):
         self.backend, self.lane, self.inputs, self.entry, self.asked = backend, lane, inputs, entry, asked
         self.stats, self.t, self.retcode, self.detail = Stats(), lane.times[-1], ReturnCode.Success, ""
         self.read = ReadParameters(inputs)
+
+    def __reduce__(self) -> Any:
+        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
 
     @property
     @abstractmethod
@@ -203,6 +208,10 @@ def lane_for(
     return None
 
 
+def _queried(record: Repetition[Any], at: Tensor, derivative: bool) -> Any:
+    return queried(record.backend, record.whole, at, derivative)
+
+
 def solution(record: Repetition[Any]) -> Solution | None:
     """The solution of a repeated solve; None where it failed."""
     lane, (_, y0, t) = record.lane, record.asked
@@ -223,7 +232,7 @@ def solution(record: Repetition[Any]) -> Solution | None:
         stats=record.stats,
         algorithm=request.algorithm,
         sensealg=request.sensealg if request.differentiable else None,
-        evaluate=lambda *query: queried(record.backend, record.whole, *query),
+        evaluate=functools.partial(_queried, record),
         span=(lane.times[0], lane.times[-1]),
-        end=lambda: End(ts[-1], values[-1], record.size),
+        end=functools.partial(End, ts[-1], values[-1], record.size),
     )

@@ -36,6 +36,15 @@ class ReadParameters:
         module = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
         return cls(list(module.parameters()) if isinstance(module, nn.Module) else [])
 
+    def __getstate__(self) -> tuple[list[Tensor], list[bool]]:
+        pairs = zip(self._tensors, self.versions, strict=True)
+        return self._tensors, [x._version != version for x, version in pairs]
+
+    def __setstate__(self, state: tuple[list[Tensor], list[bool]]) -> None:
+        # Copies count anew; one that had been written into stays so.
+        self._tensors, changed = state
+        self.versions = [x._version - was for x, was in zip(self._tensors, changed, strict=True)]
+
     def changed(self) -> Tensor | None:
         """One that was written into since."""
         pairs = zip(self._tensors, self.versions, strict=True)

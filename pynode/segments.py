@@ -277,8 +277,11 @@ class _Run:
             running_cost=cost,
             at_steps=self.save.steps,
             events=tuple(self.firings),
-            end=lambda: self.now,
+            end=self._end,
         )
+
+    def _end(self) -> End:
+        return self.now
 
     def _states(self) -> Any:
         if not self.rows:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError, UnsupportedError, explain
+from pynode.errors import InputError, UnsupportedError, explain, stays
+from pynode.layout import leaves_of
 from pynode.transforms import any_true, number
 
 if TYPE_CHECKING:
@@ -270,6 +271,26 @@ class Solution:
                 explain("resume() on a solution that pynode.solve did not return", "one that it did", "solve again")
             )
         return self._continue(self, t_more)
+
+    def __copy__(self) -> Solution:
+        own = type(self).__new__(type(self))
+        own.__dict__.update(self.__dict__)
+        return own
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: a solution without a gradient; its dense output needs an ``f`` that can be pickled.
+
+        Raises
+        ------
+        UnsupportedError
+            Where the states have a history, which would be lost.
+        """
+        if any(isinstance(x, Tensor) and x.grad_fn is not None for _, x in leaves_of((self.ts, self.ys))):
+            raise stays(
+                "a Solution whose states have a gradient",
+                "solve under torch.no_grad(), or take sol.ys.detach() and sol.ts",
+            )
+        return self.__dict__
 
     def end(self) -> End:
         """Where the solve ended, connected to autograd like ``ys``."""

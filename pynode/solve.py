@@ -15,6 +15,7 @@ from pynode.backends import Backend, Request, backend_from_name
 from pynode.choosing import choose
 from pynode.controllers import PIDController
 from pynode.default_controller import default_controller
+from pynode.dependencies import without_communication
 from pynode.ending import end_of_solve, end_state
 from pynode.errors import SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
@@ -22,6 +23,7 @@ from pynode.graph_break import eager
 from pynode.interrupts import puts_back
 from pynode.native.independent.front import in_rows
 from pynode.per_sample import whole
+from pynode.precision import check_held, warn_of_precision
 from pynode.problem import ODEProblem
 from pynode.progress import with_progress
 from pynode.queries import connected, queried, taped
@@ -35,6 +37,7 @@ from pynode.sensealg_names import as_sensealg
 from pynode.solution import ReturnCode, Solution, Stats, failure_message
 from pynode.solve_options import check_compile, check_controller, check_steps, check_tolerances, floats
 from pynode.step_quantity import refuse_step_quantities
+from pynode.strict import is_strict
 from pynode.transforms import (
     moves,
     refuse_tangents,
@@ -253,12 +256,13 @@ def solve(
     question = (
         *(args, algorithm, rtol, atol, sensealg, saveat, controller, max_steps, params, allow_unused, norm, dt0, dtmin),
         *(dtmax, force_dtmin, tstops, d_discontinuities, observer, compile, running_cost, cost_in_norm),
-        *(jac, mass_matrix),
+        *(jac, mass_matrix, is_strict()),
     )
     repeated = None if events is not None else engine.repeated(f, y0, t, question)
     if repeated is not None:
         return resumable(repeated, solve, options)
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)
+    check_held(problem)
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:
@@ -291,6 +295,7 @@ def solve(
     if observer is not None and problem.cost_layout is not None:
         observer = StateObserver(observer, problem.state_layout.size)
     stats = Stats() if events is None or events.stats is None else events.stats
+    warn_of_precision(problem, (rtol, atol) if algorithm.adaptive else None, stats.forward)
     jumps = frozenset(floats("d_discontinuities", d_discontinuities))
     start, end = problem.times[0], problem.times[-1]
     jump = math.copysign(math.inf, end - start) if start in jumps or getattr(algorithm, "perturb", False) else 0.0
@@ -338,7 +343,8 @@ def solve(
         watch=events,
     )
     read = ReadParameters.of(request) if differentiable else None
-    with problem.autocast():
+    # Fixed steps are as many on every rank.
+    with problem.autocast(), without_communication(problem, algorithm.adaptive and dependencies is None):
         record: Any = engine.solve(request)
     if read is not None:
         read.check_solved()

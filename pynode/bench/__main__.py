@@ -21,6 +21,7 @@ EXPERIMENTS = {
     **everything.PARTS,
     "all": "pynode.bench.everything",
     "eager": "pynode.bench.eager",
+    "ensemble": "pynode.bench.ensemble",
     "controllers": "pynode.bench.controllers",
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",

@@ -32,7 +32,6 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -64,6 +63,7 @@ from pynode.saveat import SaveAt
 from pynode.sensealg import BacksolveAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.solution import Solution
 from pynode.solve import solve
+from pynode.strict import warn
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
@@ -474,7 +474,7 @@ def _checked(y0: Any, t: Any) -> Tensor:
         )
     device = (y0 if isinstance(y0, Tensor) else y0[0]).device
     if t.device != device:
-        warnings.warn(f"t is on {t.device} and y0 on {device}: t is moved there", stacklevel=3)
+        warn(f"t is on {t.device} and y0 on {device}: t is moved there")
     times: Tensor = t.to(device)
     return times
 
@@ -496,9 +496,8 @@ def _parameters(func: Any, given: Iterable[Tensor] | None, own_norm: bool) -> li
         params = list(func.parameters())
     wanted = [p for p in params if p.requires_grad]
     if own_norm and len(wanted) < len(params):
-        warnings.warn(
+        warn(
             f"{len(params) - len(wanted)} of {len(params)} adjoint parameters do not require a gradient: they are no "
-            "part of the adjoint solve, nor of what adjoint_options['norm'] is called with",
-            stacklevel=3,
+            "part of the adjoint solve, nor of what adjoint_options['norm'] is called with"
         )
     return list({id(p): p for p in wanted}.values())

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pynode.errors import AccuracyWarning
+from pynode.strict import warn
+
 #: Steps with which LSODA feels for its step size, at the very start: they may be as short as it likes.
 STARTING = 2
 
@@ -54,12 +57,11 @@ def integrate(
         steps += 1
         short = solver.status == "running" and steps > STARTING and abs(solver.t - t) < min_step
         if short or solver.status == "failed":
-            warnings.warn(
+            warn(
                 f"SciPy's LSODA does not meet the tolerances from t = {t:.6g} on with steps no shorter than "
                 f"options['min_step'] = {min_step:.3g}: dopri5 goes on, at the price of the tolerances. Lower "
                 "min_step, or raise rtol and atol",
-                RuntimeWarning,
-                stacklevel=2,
+                AccuracyWarning,
             )
             return np.concatenate([np.stack(rows), forced(y, [t, *times[len(rows) :]])])
         passed = [x for x in times[len(rows) :] if (x - solver.t) * solver.direction <= 0]

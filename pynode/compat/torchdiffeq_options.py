@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from pynode.algorithms.fixed_implicit import SCHEMES
 from pynode.controllers import IController
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.layout import Layout
+from pynode.strict import warn
 
 #: Kutta's 3/8 rule is torchdiffeq's ``rk4``.
 FIXED: dict[str, Callable[..., FixedStep]] = {
@@ -158,7 +158,7 @@ def settings(
         raise InputError(explain(f"Invalid method {method!r}", f"one of {names}", "use method='dopri5'"))
     unexpected = {key: value for key, value in options.items() if key not in known}
     if unexpected:
-        warnings.warn(f"{algorithm.name}: Unexpected arguments {unexpected}", stacklevel=4)
+        warn(f"{algorithm.name}: Unexpected arguments {unexpected}")
     tstops, jumps = _times(options.get("step_t")), _times(options.get("jump_t"))
     if len({*tstops, *jumps}) < len(tstops) + len(jumps):
         raise InputError(
@@ -208,7 +208,7 @@ def _fixed(
     own = constructor is not None or (backward and step_size is None)
     of_method = {key: int(options[key]) for key in _OWN_OPTIONS.get(method, ()) if key in options}
     if of_method.get("max_order", 4) < 4:
-        warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
+        warn("max_order is below 4, so the solver reduces to `rk4`.")
     return FIXED[method](
         dt=None if step_size is None else float(step_size),
         mesh=mesh if own else None,
@@ -381,7 +381,7 @@ def callbacks(
     if not chosen.algorithm.adaptive:
         never = {name + suffix for name in found if name != "callback_step"}
         if never:
-            warnings.warn(f"Solver '{chosen.method}' does not support callbacks {never}", stacklevel=4)
+            warn(f"Solver '{chosen.method}' does not support callbacks {never}")
     time = t.detach().double() if chosen.algorithm.adaptive else t.detach()
     return Callbacks(found, view, time) if found else None
 

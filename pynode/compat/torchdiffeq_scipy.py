@@ -7,7 +7,6 @@ and parameter gradient backward together, from each time to the one before, by `
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from pynode.errors import InputError, MissingPackageError, explain
 from pynode.layout import Layout
 from pynode.native.once import last
 from pynode.solution import ReturnCode
+from pynode.strict import warn
 
 NAME = "scipy_solver"
 SOLVERS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
@@ -118,12 +118,12 @@ def integrate(
 def _warn(func: Any, options: dict[str, Any], solver: str) -> None:
     unexpected = {key: value for key, value in options.items() if key not in _OPTIONS}
     if unexpected:
-        warnings.warn(f"{NAME}: Unexpected arguments {unexpected}", stacklevel=4)
+        warn(f"{NAME}: Unexpected arguments {unexpected}")
     if options.get("min_step") and solver != "LSODA":
-        warnings.warn(f"SciPy's {solver} has no min_step: it is ignored", stacklevel=4)
+        warn(f"SciPy's {solver} has no min_step: it is ignored")
     found = {name for name in CALLBACKS if getattr(func, name, None) is not None}
     if found:
-        warnings.warn(f"Solver '{NAME}' does not support callbacks {found}", stacklevel=4)
+        warn(f"Solver '{NAME}' does not support callbacks {found}")
 
 
 def _number(value: float | Tensor) -> Any:

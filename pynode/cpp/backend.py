@@ -6,7 +6,6 @@ import ctypes
 import dataclasses
 import functools
 import math
-import warnings
 import weakref
 from typing import Any
 
@@ -29,7 +28,7 @@ from pynode.cpp.driver import (
 )
 from pynode.cpp.program import FieldProgram, Program, program_of
 from pynode.dependencies import Dependencies
-from pynode.errors import CompileWarning
+from pynode.errors import CompileWarning, stays
 from pynode.known_fields import dependencies_of, weakly
 from pynode.native.backend import NativeBackend
 from pynode.native.checkpoints import EveryStep, State
@@ -40,6 +39,7 @@ from pynode.native.trajectory import Trajectory
 from pynode.sensealg import CheckpointedAdjoint
 from pynode.solution import Counts, ReturnCode, Solution
 from pynode.solve_options import graphed
+from pynode.strict import is_strict, warn
 from pynode.transforms import numbers, transformed
 
 #: Bytes that the stages of a solve may leave for its pullback; steps beyond them are repeated there.
@@ -121,6 +121,9 @@ class CompiledRecord(NativeRecord):
     ) -> None:
         super().__init__(request, trajectory)
         self.compiled, self.inputs = compiled, inputs
+
+    def __reduce__(self) -> Any:
+        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
 
 
 class CompiledBackend(NativeBackend):
@@ -205,14 +208,13 @@ def _fallen_back(request: Request, refusal: str) -> Request:
     instead: bool | str = "step" if _steps_compile(request) else False
     f = request.problem.f
     told = _WARNED.setdefault(f, set()) if weakly(f) else set()
-    if refusal not in told:
-        told.add(refusal)
-        warnings.warn(
+    if refusal not in told or is_strict():
+        warn(
             f"compile='solve' is not possible for this solve: {refusal}. It is done with compile={instead!r}, which is "
             "slower and gives the same result.",
             CompileWarning,
-            stacklevel=4,
         )
+        told.add(refusal)
     return dataclasses.replace(request, compile=instead)
 
 

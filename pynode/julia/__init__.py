@@ -8,12 +8,13 @@ from typing import Any
 from pynode.capture.capturing import capture
 from pynode.capture.refusal import NotCapturable
 from pynode.dependencies import Dependencies
+from pynode.errors import CallbackWarning
 from pynode.julia.emit import emit
 from pynode.julia.ensemble import solve_ensemble
 from pynode.julia.lux import LuxModel, LuxNeuralODE, neural_ode, to_lux
 from pynode.julia.lux_convert import register_lux
 from pynode.julia.lux_layers import LuxLayer
-from pynode.julia.routes import CallbackWarning, callbacks
+from pynode.julia.routes import callbacks
 from pynode.problem import ODEProblem
 from pynode.solution import Counts
 

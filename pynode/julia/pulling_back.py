@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pynode.algorithms import FixedStep, JuliaAlgorithm
 from pynode.backends import Gradients, Query
-from pynode.errors import GradientError, SolveError, explain, not_finite
+from pynode.errors import AccuracyWarning, GradientError, SolveError, explain, not_finite
 from pynode.julia.callback import real_size, shaped_like
 from pynode.julia.crossing import NotFiniteError, PullBackCall, Reply, ReverseSolveError
 from pynode.julia.names import controller_number, number_of, sensealg_expression
@@ -22,6 +21,7 @@ from pynode.julia.record import JuliaRecord
 from pynode.native.meshes import mesh_of
 from pynode.sensealg import BacksolveAdjoint, ContinuousAdjoint, InterpolatingAdjoint, QuadratureAdjoint
 from pynode.solution import ReturnCode, failure_message
+from pynode.strict import warn
 from pynode.transforms import numbers
 
 
@@ -199,7 +199,7 @@ def _check_reconstruction(own: BacksolveAdjoint, mismatch: float) -> None:
     )
     if own.on_mismatch == "raise":
         raise GradientError(message)
-    warnings.warn(message, stacklevel=2)
+    warn(message, AccuracyWarning)
 
 
 def _spread(record: JuliaRecord, tolerance: Any, channels: int) -> np.ndarray[Any, Any]:

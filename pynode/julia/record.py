@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pynode.backends import Request
+from pynode.errors import stays
 from pynode.julia.crossing import CallbackError, Reply
 from pynode.julia.routes import Route
 from pynode.julia.runtime import Julia
@@ -32,6 +33,9 @@ class JuliaRecord:
         self.values = torch.empty(0)
         self.saved: list[float] = []
         self.steps = 0
+
+    def __reduce__(self) -> Any:
+        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
 
     @property
     def request(self) -> Request:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +13,14 @@ from torch import Tensor
 from pynode.backends import Request
 from pynode.capture.capturing import NotCapturable, capture
 from pynode.dependencies import Dependencies
+from pynode.errors import CallbackWarning
 from pynode.julia.callback import CallbackRoute
 from pynode.julia.emit import Program, emit
 from pynode.julia.emitted import EmittedRoute, LoadedProgram
 from pynode.julia.runtime import Julia
 from pynode.known_fields import Entry, entries_of, program_for, weakly
 from pynode.problem import ODEProblem
-
-
-class CallbackWarning(UserWarning):
-    """A field could not be captured: Julia calls torch back for every evaluation, which is slower."""
+from pynode.strict import is_strict, warn
 
 
 class Route(Protocol):
@@ -96,10 +93,10 @@ def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture
         program = emit(found, array)
     except NotCapturable as refusal:
         f = problem.f
-        if not weakly(f) or f not in _ANNOUNCED:
+        if not weakly(f) or f not in _ANNOUNCED or is_strict():
             if weakly(f):
                 _ANNOUNCED.add(f)
-            warnings.warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning, stacklevel=7)
+            warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning)
         return Capture(None, [])
     outputs: Any = found.graphs["vjp_p"].graph.output_node().args[0]
     return Capture(program, [x is not None for x in outputs])

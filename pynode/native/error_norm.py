@@ -63,6 +63,20 @@ class ErrorNorm:
         self._end = self._take(y1).abs()
         self._scale = self._scaled(torch.maximum(self._start, self._end))
 
+    def rounding_clause(self) -> str:
+        """What to add to the message of a solve that failed at the present step: empty unless some tolerance is
+        below the rounding of the state."""
+        size = self._start if self._end is None else self._end
+        if size is None or self._scale is None or self._joint:
+            return ""
+        below = torch.finfo(size.dtype).eps * size > self._scale
+        if not bool(below.any()):
+            return ""
+        return (
+            f"; the tolerance of a component there, {self._scale[below][0].item():.2g}, is below what {size.dtype} "
+            f"holds at its size of {size[below][0].item():.3g}"
+        )
+
     def accept(self) -> None:
         """The step is accepted: its end is the next start."""
         self._start = self._end

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pynode.algorithms import ExplicitAdams, ImplicitAdams
+from pynode.errors import AccuracyWarning
 from pynode.native.adjoints.backward import Backward
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece
@@ -25,6 +25,7 @@ from pynode.native.hermite import between
 from pynode.native.runge_kutta import TapedRungeKutta
 from pynode.native.tableaus import TABLEAUS
 from pynode.problem import Field, nudged
+from pynode.strict import warn
 from pynode.transforms import number
 
 if TYPE_CHECKING:
@@ -186,11 +187,10 @@ class CorrectedFixedAdams(FixedAdams):
                 break
         self._made = (most, converged)
         if not converged and self._imposed is None:
-            warnings.warn(
+            warn(
                 f"{most} corrections of an Adams step did not bring it within the tolerances: the solution may be "
                 "wrong. Take shorter steps, or an algorithm for stiff problems",
-                RuntimeWarning,
-                stacklevel=2,
+                AccuracyWarning,
             )
         return rise, rows if converged else rows[:-1]
 

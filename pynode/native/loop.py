@@ -228,7 +228,7 @@ def integrate_adaptive(
         clipped = size >= left or size * stretch >= left <= stepping.dtmax * (1.0 + 1e-9)
         t1 = target if clipped else t + sign * size
         if not clipped and size < floor:
-            return _too_small(stepper, t, y, size, floor, ratio, stepping)
+            return _too_small(stepper, norm, t, y, size, floor, ratio)
         start, h, end = _h(t, t1, clock)
         if observer is not None:
             observer.step(t, y, t1 - t)
@@ -254,7 +254,7 @@ def integrate_adaptive(
             forced = stepping.force_dtmin and abs(t1 - t) <= 1.02 * stepping.dtmin
             # A forced step is accepted unless it is not finite, and would be taken again and again then.
             if (clipped and abs(t1 - t) < floor) or forced:
-                return _too_small(stepper, t, y, abs(t1 - t), floor, ratio, stepping)
+                return _too_small(stepper, norm, t, y, abs(t1 - t), floor, ratio)
             size = abs(t1 - t) * factor
             stretch = 1.0
             continue
@@ -287,7 +287,8 @@ def integrate_adaptive(
         else:
             stepper.advance(end, y)
     detail = f"max_steps = {stepping.max_steps} attempted steps, the last of {size:.3g}"
-    return Outcome(ReturnCode.MaxIters, t, y, detail + stiffness_clause(stepper, t, y, size, abs(t_end - t)))
+    detail += norm.rounding_clause() or stiffness_clause(stepper, t, y, size, abs(t_end - t))
+    return Outcome(ReturnCode.MaxIters, t, y, detail)
 
 
 def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: float) -> float:
@@ -320,7 +321,7 @@ def initial_step(stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, span: f
 
 
 def _too_small(
-    stepper: Stepper, t: float, y: Tensor, size: float, floor: float, ratio: float, stepping: Stepping
+    stepper: Stepper, norm: ErrorNorm, t: float, y: Tensor, size: float, floor: float, ratio: float
 ) -> Outcome:
     failure = getattr(stepper, "failure", "")
     if failure:
@@ -328,9 +329,9 @@ def _too_small(
     if not math.isfinite(ratio):
         where = "f is finite there, but not just ahead" if finite(stepper.derivative()) else "f is not finite there"
         return Outcome(ReturnCode.Unstable, t, y, where)
-    limit = f"dtmin = {floor:.3g}" if stepping.dtmin else f"the spacing of float64 times, {floor:.3g}"
+    limit = f"the spacing of float64 times, {floor:.3g}" if floor <= 4.0 * math.ulp(t) else f"dtmin = {floor:.3g}"
     detail = f"|dt| = {size:.3g} is below {limit}; the error was {ratio:.3g} times the tolerance"
-    return Outcome(ReturnCode.DtLessThanMin, t, y, detail + _blowing_up(stepper, y, floor))
+    return Outcome(ReturnCode.DtLessThanMin, t, y, detail + norm.rounding_clause() + _blowing_up(stepper, y, floor))
 
 
 def _blowing_up(stepper: Stepper, y: Tensor, floor: float) -> str:

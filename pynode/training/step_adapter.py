@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from pynode.algorithms import DP5, Algorithm, FixedStep
 from pynode.errors import InputError, explain
 from pynode.nn.neural_ode import NeuralODE
 from pynode.solution import Solution
+from pynode.strict import warn
 from pynode.training.decision import BOUND, GROW, KEEP, SHRINK, START, UNSURE, Decision, decisions_to_json
 from pynode.training.decision import plot_decisions as _plot
 from pynode.training.defect import Corrected
@@ -305,10 +305,9 @@ class StepAdapter:
             return resolution * self.shrink
         if steps_in(resolution) < self.max_steps:
             return 2 * resolution / (self.max_steps * resolution + 1)
-        warnings.warn(
+        warn(
             f"{self.max_steps} steps do not suffice for a flow: the step stays at 1/{1 / resolution:.4g}; raise "
-            "max_steps, regularise the field, or take a method of higher order",
-            stacklevel=5,
+            "max_steps, regularise the field, or take a method of higher order"
         )
         return resolution
 

@@ -9,8 +9,8 @@ import torch
 from exported_models import DISCRETE, EVERY, loss_of, made
 
 import pynode
+from pynode import CallbackWarning
 from pynode.julia import runtime
-from pynode.julia.routes import CallbackWarning
 
 pytestmark = [
     pytest.mark.julia,

@@ -7,19 +7,19 @@ to it.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pynode.backends import Gradients, Query
-from pynode.errors import GradientError, explain
+from pynode.errors import AccuracyWarning, GradientError, explain
 from pynode.native.adjoints.backward import Backward, Solver, channel_norm
 from pynode.native.adjoints.continuous import sweep
 from pynode.native.adjoints.products import Products
 from pynode.native.loop import Nothing
 from pynode.sensealg import BacksolveAdjoint
+from pynode.strict import warn
 
 if TYPE_CHECKING:
     from pynode.native.record import NativeRecord
@@ -93,9 +93,9 @@ def _check_reconstruction(
     if not distance <= sensealg.reconstruction_rtol * size + noise:
         relative = distance / size if size else math.inf
         # A warning is the same text every time, so that a training loop shows it once.
-        warn = sensealg.on_mismatch == "warn"
+        goes_on = sensealg.on_mismatch == "warn"
         where, missed = (
-            ("", "more") if warn else (f" from t = {later:.6g} to t = {t:.6g}", f"{relative:.3g} of its norm, more")
+            ("", "more") if goes_on else (f" from t = {later:.6g} to t = {t:.6g}", f"{relative:.3g} of its norm, more")
         )
         limit = f"reconstruction_rtol = {sensealg.reconstruction_rtol:.3g}"
         message = explain(
@@ -105,6 +105,6 @@ def _check_reconstruction(
             "use CheckpointedAdjoint (exact), save more times in between, tighten rtol and atol or the steps, or set "
             "reconstruction_rtol=None to go on",
         )
-        if not warn:
+        if not goes_on:
             raise GradientError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn(message, AccuracyWarning)

@@ -17,6 +17,7 @@ from pynode.native.independent.problem import RowProblem
 from pynode.native.independent.stretch import RowOptions, SaveTimes
 from pynode.native.independent.times import RowTimes, check_within
 from pynode.native.tableaus import TABLEAUS
+from pynode.precision import check_held, warn_of_precision
 from pynode.saveat import SaveAt, as_saveat
 from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.sensealg_names import as_sensealg
@@ -86,6 +87,7 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
     check_options(options["backend"], algorithm, sensealg, **given)
     problem = RowProblem(options["f"], y0, t, options["args"])
     stepping = {name: options[name] for name in _STEPPING}
+    check_held(problem)
     check_tolerances(problem, stepping["rtol"], stepping["atol"])
     if isinstance(stepping["dt0"], WarmStart):
         raise UnsupportedError(
@@ -94,23 +96,19 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
     check_steps(*(stepping[name] for name in ("max_steps", "dt0", "dtmin", "dtmax")))
     solve_options.check_controller(options["controller"])
     check_limit(options["max_events"])
-    solution = solve_rows(
-        problem,
-        RowOptions(
-            algorithm=algorithm,
-            sensealg=CheckpointedAdjoint() if sensealg is None else sensealg,
-            controller=default_controller(algorithm) if options["controller"] is None else options["controller"],
-            params=options["params"],
-            allow_unused=options["allow_unused"],
-            tstops=floats("tstops", options["tstops"]),
-            events=() if options["events"] is None else as_events(options["events"]),
-            dense=as_saveat(options["saveat"]).dense,
-            stepping=stepping,
-        ),
-        options["args"],
-        as_saveat(options["saveat"]),
-        options["max_events"],
+    rows = RowOptions(
+        algorithm=algorithm,
+        sensealg=CheckpointedAdjoint() if sensealg is None else sensealg,
+        controller=default_controller(algorithm) if options["controller"] is None else options["controller"],
+        params=options["params"],
+        allow_unused=options["allow_unused"],
+        tstops=floats("tstops", options["tstops"]),
+        events=() if options["events"] is None else as_events(options["events"]),
+        dense=as_saveat(options["saveat"]).dense,
+        stepping=stepping,
     )
+    warn_of_precision(problem, (stepping["rtol"], stepping["atol"]), rows.stats.forward)
+    solution = solve_rows(problem, rows, options["args"], as_saveat(options["saveat"]), options["max_events"])
     if options["throw"] and solution.message:
         first = next(i for i, code in enumerate(solution.retcodes) if not code.successful)
         reached: Any = solution.span[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pynode.algorithms import Algorithm
 from pynode.controllers import PIDController
-from pynode.dependencies import Dependencies
+from pynode.dependencies import Dependencies, without_communication
 from pynode.events import Event
 from pynode.native.independent.loop import integrate
 from pynode.native.independent.problem import RowProblem
@@ -88,7 +88,7 @@ def solve_stretch(problem: RowProblem, options: RowOptions, save: SaveTimes, sta
         **options.stepping,
     )
     record = RowRecord(request, TABLEAUS[options.algorithm.name])
-    with torch.no_grad(), problem.autocast():
+    with torch.no_grad(), problem.autocast(), without_communication(problem, dependencies is None):
         integrate(record, None if dependencies is None else dependencies.derivative)
     if differentiable:
         record.parameters.check_solved()
