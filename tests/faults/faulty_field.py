@@ -100,6 +100,7 @@ class Base(nn.Module):
         self.b = nn.Parameter(torch.tensor([0.2, -0.4], dtype=torch.float64))
 
     def rate(self, t: Tensor, y: Tensor) -> Tensor:
+        t = t[:, None] if t.ndim == 1 else t  # of rows of a tree
         return torch.tanh(y @ self.w.t()) + torch.cos(t) * self.b
 
     def forward(self, t: Tensor, y: Any, *args: Any) -> Any:

@@ -14,6 +14,8 @@ def interrupted(work: Callable[[], object], delay: float) -> bool:
     Returns whether ``work`` ended before it; whatever else than KeyboardInterrupt it raises comes out.
     """
     main = threading.main_thread().ident
+    # A process that a shell started in the background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert main == threading.get_ident()
 
     def send() -> None:
@@ -31,6 +33,7 @@ def interrupted(work: Callable[[], object], delay: float) -> bool:
     except KeyboardInterrupt:
         pass
     sender.join()
+    signal.signal(signal.SIGINT, before)
     return finished
 
 

@@ -99,7 +99,8 @@ def _of_python() -> dict[str, Any]:
     return {
         "signals": [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM, signal.SIGSEGV)],
         "masked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-        "warnings": list(warnings.filters),
+        # Those for everything: modules that are imported meanwhile add some of their own.
+        "warnings": [x for x in warnings.filters if x[1] is None and x[2] in (Warning, UserWarning)],
         "trace": (sys.gettrace(), sys.getprofile()),
         "recursion": sys.getrecursionlimit(),
         "gc": (gc.isenabled(), gc.get_threshold(), gc.isenabled()),

@@ -23,10 +23,10 @@ every_way = pytest.mark.parametrize("name", EAGER)
 
 @every_way
 def test_some_faults(name):
-    """Five calls and kinds of each way, another five with every way."""
+    """Three calls and kinds of each way, others with every way; all of them in the slow test below."""
     draw = random.Random(name)
     forward, total = first(name).forward, first(name).total
-    calls = {1, 2, draw.randint(3, forward), forward, draw.randint(min(forward + 1, total), total), total}
+    calls = {draw.choice((1, 2, forward)), draw.randint(3, forward), draw.randint(min(forward + 1, total), total)}
     for at in sorted(calls):
         inject(name, draw.choice(KINDS), at)
     assert same(clean(name), first(name))
@@ -44,11 +44,10 @@ def test_every_kind_of_fault(name, kind):
     assert same(clean(name), first(name))
 
 
-@pytest.mark.parametrize("name", ["default", "gauss", "rows"])
+@pytest.mark.parametrize("name", ["default"])
 def test_solves_after_faults_have_the_bits_of_a_fresh_process(name):
-    for kind in ("base exception", "nan", "none", "written parameters"):
-        for at in (1, 5, first(name).forward + 3):
-            inject(name, kind, at)
+    for kind, at in (("base exception", 5), ("nan", first(name).forward + 3), ("none", 1)):
+        inject(name, kind, at)
     code = f"""
     import sys, torch
     sys.path[:0] = {[str(Path(__file__).parent)]!r}

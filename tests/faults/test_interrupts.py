@@ -108,6 +108,15 @@ def test_modes_cost_nothing_where_nothing_happens():
     assert not differences(before, library_state())
 
 
+@pytest.fixture
+def sigint():
+    """Python's own handler, which a process that a shell started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_deferred_interrupts_arrive_at_the_end_and_second_ones_at_once():
     before, reached = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt), Deferred():
@@ -122,6 +131,7 @@ def test_deferred_interrupts_arrive_at_the_end_and_second_ones_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("sigint")
 def test_deferring_is_for_the_main_thread():
     before, found = signal.getsignal(signal.SIGINT), []
 
