@@ -19,8 +19,8 @@ from pynode.errors import InputError, SolveError, UnsupportedError, explain
 from pynode.layout import leaves_of, rebuild
 from pynode.native.independent.problem import RowProblem
 from pynode.per_sample import whole
-from pynode.problem import ODEProblem
-from pynode.saveat import Times
+from pynode.problem import ODEProblem, check_times
+from pynode.saveat import Times, as_saveat, save_points
 from pynode.solution import ADVICE, Counts, ReturnCode, Solution
 from pynode.solve import solve
 from pynode.transforms import transformed
@@ -172,8 +172,10 @@ def ensemble(
     error: Exception | None = None
     try:
         _refuse(batching, options)
+        params = None if params is None else list(params)
         shared = {"params": params, "allow_unused": allow_unused, "batching": batching, **options}
         job = _Job(f, Members(y0s, t, args, trajectories, seed), ranks, batch_size, shared)
+        job.alike |= {"gather": gather, "throw": throw}
         job.solve(output_func, throw)
     except Exception as raised:
         error = raised
@@ -193,7 +195,7 @@ def ensemble(
     forms = [report["form"] for report in reports if report["form"] is not None]
     members = range(job.members.count) if gather else job.rows
     return EnsembleSolution(
-        ts=job.times(members, max(times, key=len)),
+        ts=job.times(members, times[0]),
         ys=job.results(forms[0], gather),
         retcodes=codes,
         row_stats=RowCounts(*counts.t().contiguous()),
@@ -231,7 +233,11 @@ class _Job:
         self.codes: list[ReturnCode] = []
         self.reached: list[float] = []
         self.counts: list[tuple[int, int, int]] = []
+        self.alike: dict[str, Any] = {"the number of members": members.count, "batch_size": self._size}
         self.ts: Tensor | None = None
+        if options["batching"] == "joint":  # a batch that fails saves fewer than there are to be
+            t, times = check_times("t", members.t)
+            self.ts = save_points(as_saveat(options.get("saveat")), t, times).tensor.detach()
 
     def _members_of(self, rank: int) -> range:
         share, count = self.ranks.share(self._batches, rank), self.members.count
@@ -271,14 +277,14 @@ class _Job:
         self.codes += codes
         self.reached += ends
         self.counts += counts
-        if self.ts is None or len(found.ts) > len(self.ts):
+        if self.ts is None:
             self.ts = found.ts.detach()
         return all(code.successful for code in codes)
 
     def report(self) -> dict[str, Any]:
         """What the other ranks have to know of this one."""
         named = [(f"parameter {i} of f", x) for i, x in enumerate(self.parameters)]
-        alike: dict[str, Any] = {"the number of members": self.members.count, "batch_size": self._size}
+        alike = {**self.alike, **fingerprints([*self.members.tensors, *named])}
         if not isinstance(self.members.t, Tensor):
             alike["t"] = [float(x) for x in self.members.t]
         form = None
@@ -286,7 +292,7 @@ class _Job:
             leaves = [x for _, x in leaves_of(self.outputs[0])]
             form = rebuild(self.outputs[0], iter([(_Form(tuple(x.shape[1:]), x.dtype)) for x in leaves]))
         return {
-            "alike": {**alike, **fingerprints([*self.members.tensors, *named])},
+            "alike": alike,
             "codes": self.codes,
             "reached": self.reached,
             "counts": self.counts,

@@ -38,12 +38,7 @@ from pynode.solution import ReturnCode, Solution, Stats, failure_message
 from pynode.solve_options import check_compile, check_controller, check_steps, check_tolerances, floats
 from pynode.step_quantity import refuse_step_quantities
 from pynode.strict import is_strict
-from pynode.transforms import (
-    moves,
-    refuse_tangents,
-    refuse_transform,
-    transformed,
-)
+from pynode.transforms import moves, refuse_tangents, refuse_transform, transformed
 from pynode.warm_start import WarmStart, likeness
 
 

@@ -188,3 +188,9 @@ def test_a_failed_member_is_nan_or_raises() -> None:
         assert torch.allclose(sol.ys[[0, 2], -1], start[[0, 2]] / (1 - start[[0, 2]]), rtol=1e-4)
         assert [x.successful for x in sol.retcodes] == [True, False, True]
         assert sol.retcode is sol.retcodes[1]
+    # The first of all, which alone tells how many times there are.
+    sol = pynode.ensemble(blowing, start.flip(0)[1:], [0.0, 0.2, 1.0], throw=False, batching="joint", batch_size=1)
+    assert sol.ys.shape == (2, 3, 1)
+    assert sol.ts.tolist() == [0.0, 0.2, 1.0]
+    assert sol.ys[0].isnan().flatten().tolist() == [False, False, True]
+    assert not sol.ys[1].isnan().any()
