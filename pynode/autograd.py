@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynode.backends import Backend, Gradients, Query, Record
 from pynode.errors import GradientError, explain, not_finite
+from pynode.interrupts import puts_back
 from pynode.transforms import active
 
 
@@ -68,6 +69,7 @@ class _Solve(torch.autograd.Function):
         return evaluation.values.detach()
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         evaluation: Evaluation = ctx.evaluation
         return (None, *differentiated(evaluation, grad_outputs[0], ctx.saved_tensors, ctx.needs_input_grad[1:]))
@@ -180,7 +182,16 @@ def _pulled_back(evaluation: Evaluation, cotangents: Tensor, time_gradient: bool
     try:
         return evaluation.backend.pull_back(evaluation.record, query, cotangents)
     except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
+        said = str(error)
+        if "modified by an inplace operation" in said or "has been modified inplace" in said:
+            raise GradientError(
+                explain(
+                    f"an evaluation of f for the gradient changed a tensor in place that its derivative needs ({said})",
+                    "f to leave y, its parameters and its own intermediate values alone",
+                    "use the operators without a trailing underscore in f",
+                )
+            ) from error
+        if "backward through the graph a second time" not in said:
             raise
         raise GradientError(
             explain(
@@ -282,6 +293,7 @@ class _Gradient(torch.autograd.Function):
         return tuple(g.clone() for g in present)
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         first: _First = ctx.first
         cotangents, t, times, y0 = ctx.saved_tensors
@@ -304,6 +316,7 @@ class _Second(torch.autograd.Function):
         return (tangents, *parts)
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, along_cotangents: Tensor | None, *along: Tensor | None) -> tuple[Tensor | None, ...]:
         first: _First = ctx.first
         cotangents, t, times = ctx.saved
@@ -333,6 +346,7 @@ class _Refused(torch.autograd.Function):
         return torch.zeros((), dtype=torch.float32)
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         raise GradientError(
             explain(

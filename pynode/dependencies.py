@@ -22,6 +22,7 @@ from pynode.autograd_graph import Edge, above, nodes, unknown_leaf, walk
 from pynode.errors import GradientError, explain
 from pynode.inference_tensors import explained
 from pynode.problem import Field, ODEProblem, check_pure
+from pynode.read_parameters import ReadParameters
 from pynode.solution import Counts
 
 _LIMIT = 10_000  # captured objects looked at before giving up
@@ -76,9 +77,11 @@ class Dependencies:
             seen = list(captured_objects((problem.f, *problem.arguments.leaves)))
         search = [] if self.explicit else [x for x in seen if isinstance(x, Tensor)]
         found = {(x.grad_fn, x.output_nr): x for x in search if not x.is_leaf}
+        read = ReadParameters([*search, *self.owed, *self.arguments])
         self.derivative: Tensor | None
         with wrapped_layers.refused(seen):
             self.derivative, direct, outer = self._probe(counts, jump, found)
+        read.check_solved()
         reached = {id(x) for x in direct}
         if self.explicit:
             self.parameters = given

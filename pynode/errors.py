@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ class InputError(PynodeError, ValueError):
 
 
 class FieldError(PynodeError, ValueError):
-    """The vector field returned something that cannot be the derivative of the state.
+    """The vector field returned something that cannot be the derivative of the state, or changed what it was given.
+
+    Attributes
+    ----------
+    t : float or None
+        The time that the field was called with, the first one of those of rows; None where that is not known.
 
     Examples
     --------
@@ -45,6 +51,16 @@ class FieldError(PynodeError, ValueError):
     ...     print(error)
     f returned shape (). Expected: the shape of y, (3,). Remedy: return one derivative per element of ...
     """
+
+    t: float | None = None
+
+    def at(self, times: Sequence[float]) -> None:
+        """Say when it happened, unless that has been said (by a solve inside of this one)."""
+        if self.t is None and times:
+            first, last = min(times), max(times)
+            self.t = times[0]
+            when = f"t = {first:.6g}" if first == last else f"times from {first:.6g} to {last:.6g}"
+            self.args = (f"{self} This was at {when}.",)
 
 
 class GradientError(PynodeError, RuntimeError):

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pynode.capture.sources import forgotten_sources
 from pynode.dependencies import Dependencies
 from pynode.errors import GradientError
 from pynode.problem import ODEProblem
@@ -138,12 +139,13 @@ def program_for(
     inputs = data if dependencies is None else [*dependencies.arguments, *dependencies.parameters, *data]
     entry: Entry | None = None if dependencies is None else dependencies.known
     if entry is None:
-        with _TRACING:
+        with _TRACING, forgotten_sources():
             return make(problem, dependencies), inputs, None
     if who not in entry.programs:
         with _TRACING:
             if who not in entry.programs:
-                entry.programs[who] = make(problem, dependencies)
+                with forgotten_sources():
+                    entry.programs[who] = make(problem, dependencies)
     program: P = entry.programs[who]
     return program, inputs, entry
 

@@ -23,6 +23,7 @@ from pynode.autograd import Evaluation, differentiated, modified, single
 from pynode.backends import Backend, Record, Request
 from pynode.controllers import PIDController
 from pynode.errors import stays
+from pynode.interrupts import puts_back
 from pynode.known_fields import Entry
 from pynode.problem import ODEProblem
 from pynode.queries import queried
@@ -134,6 +135,7 @@ class _Repeated(torch.autograd.Function):
         return record.solved()
 
     @staticmethod
+    @puts_back
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         record: Repetition[Any] = ctx.record
         (y0,) = ctx.saved_tensors

@@ -133,7 +133,10 @@ class Layout:
         self.is_real = not any(dtype.is_complex for dtype in self.dtypes)
         self._like = leaves[0].detach() if self.is_tensor and self.is_real else None
         offsets = [sum(self.sizes[:i]) for i in range(len(leaves))]
-        self._aligned = not any(o % 2 and d.is_complex for o, d in zip(offsets, self.dtypes, strict=True))
+        pairs = [offset for offset, dtype in zip(offsets, self.dtypes, strict=True) if dtype.is_complex]
+        #: Whether complex leaves lie on pairs, in every row of a matrix of these vectors too. Where they do not, they
+        #: can be no views: what is pulled back through one, or through the gradient of one, must lie on pairs itself.
+        self._aligned = self.is_real or not any(offset % 2 for offset in (*pairs, self.size))
         self.template: Tree = rebuild(tree, iter(range(len(leaves))))
         #: ``tuple`` or ``list`` where the state is one of real tensors and nothing deeper: what is quick to take apart.
         self._sequence = type(tree) if type(tree) in (tuple, list) and self.is_real and _shallow(tree) else None
@@ -150,7 +153,6 @@ class Layout:
             return leaf
         if self._aligned:
             return torch.view_as_real(leaf.resolve_conj())
-        # The gradient of a view as pairs must itself lie aligned, which it would not behind an odd number of reals.
         return torch.stack((leaf.real, leaf.imag), dim=-1)
 
     def unpack(self, flat: Tensor) -> Tree:
@@ -159,14 +161,13 @@ class Layout:
         if self._like is not None and not lead:
             return flat.view_as(self._like)  # much cheaper than view(shape)
         if self.is_tensor:
-            return _shaped(flat, lead, self.shapes[0], self.dtypes[0])
+            return _shaped(flat, lead, self.shapes[0], self.dtypes[0], self._aligned)
         parts = flat.split_with_sizes(self.sizes, dim=-1)
         if self._sequence is not None and not lead:
             return self._sequence([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
-        return rebuild(
-            self.template,
-            iter([_shaped(p, lead, s, d) for p, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]),
-        )
+        forms = zip(parts, self.shapes, self.dtypes, strict=True)
+        leaves = [_shaped(part, lead, shape, dtype, self._aligned) for part, shape, dtype in forms]
+        return rebuild(self.template, iter(leaves))
 
     def pack_derivative(self, derivative: Tree) -> Tensor:
         """Flat vector of what the field returned, after checking that it has the state's form.
@@ -195,7 +196,8 @@ class Layout:
             list(_branches(self.template, derivative, self._root, self._source))  # says what is wrong
         dtype, device = self.dtype, self.device
         for index, (leaf, shape) in enumerate(zip(derivative, self.shapes, strict=True)):
-            if type(leaf) is not Tensor or leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
+            plain = type(leaf) is Tensor and leaf.layout is torch.strided
+            if not plain or leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
                 self.check_leaf(index, leaf)
 
     def check_like(self, tree: Tree, source: str) -> Tree:
@@ -216,15 +218,16 @@ class Layout:
     def writer(self) -> Callable[[Tree, Any], None]:
         """A function that checks a derivative and copies it into a row of a buffer, one of :meth:`row_views`."""
         if self.is_tensor and self.is_real:
-            shape, dtype, device = self.shapes[0], self.dtypes[0], self.device
+            shape, dtype, device, strided = self.shapes[0], self.dtypes[0], self.device, torch.strided
 
             def write(derivative: Tree, row: Tensor) -> None:
-                # The three comparisons stand here, not behind a call, because this runs at every evaluation.
+                # The comparisons stand here, not behind a call, because this runs at every evaluation.
                 if (
                     type(derivative) is not Tensor
                     or derivative.shape != shape
                     or derivative.dtype is not dtype
                     or derivative.device != device
+                    or derivative.layout is not strided
                 ):
                     self.check_leaf(0, derivative)
                 row.copy_(derivative)
@@ -285,6 +288,14 @@ class Layout:
                     "convert the model or the initial state with .to(dtype); t has the real dtype of y already",
                 )
             )
+        if leaf.layout is not torch.strided:
+            raise FieldError(
+                explain(
+                    f"{self._source} returned a tensor of layout {leaf.layout}{where}",
+                    "a dense tensor",
+                    "return it with .to_dense()",
+                )
+            )
         if leaf.device != self.device:
             raise FieldError(
                 explain(
@@ -339,10 +350,10 @@ def _check_state(path: str, leaf: Any) -> None:
         )
 
 
-def _shaped(flat: Tensor, lead: torch.Size, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _shaped(flat: Tensor, lead: torch.Size, shape: torch.Size, dtype: torch.dtype, aligned: bool) -> Tensor:
     if dtype.is_complex:
         pairs = flat.reshape(*lead, *shape, 2)
-        if pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
-            pairs = pairs.clone(memory_format=torch.contiguous_format)  # behind real leaves of odd size
+        if not aligned or pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
+            return torch.complex(pairs[..., 0], pairs[..., 1])
         return torch.view_as_complex(pairs)
     return flat.reshape(lead + shape) if lead else flat.view(shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pynode.autocast import Autocast
 from pynode.errors import FieldError, InputError, explain
+from pynode.evaluations import changed_input, located, versions
 from pynode.layout import Layout, layout_of, leaves_of, rebuild
 from pynode.mass_matrix import MassMatrix, as_mass_matrix
 from pynode.native.jacobian import Product, dense_jacobian, jacobian_products
@@ -73,7 +74,21 @@ class Field:
     def evaluate(self, t: Tensor, flat: Tensor) -> Tensor:
         """The same, not on its way to the solver yet: pullbacks through this are not counted."""
         self.counts.nfe += 1
-        return self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args))
+        before = versions(flat)
+        try:
+            derivative = self.layout.pack_derivative(self.f(t, self.layout.unpack(flat), *self.args))
+            if versions(flat) != before:
+                raise changed_input()
+        except FieldError as error:
+            located(error, t)
+            raise
+        except RuntimeError as error:
+            if versions(flat) == before or "inplace" not in str(error):
+                raise
+            found = changed_input()  # torch noticed first, at another view of it
+            located(found, t)
+            raise found from error
+        return derivative
 
     def watched(self, derivative: Tensor) -> Tensor:
         """What an evaluation gave, or a part of it, on its way to the solver."""
@@ -114,16 +129,12 @@ class Field:
 
 def check_pure(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, flat: Tensor) -> Tensor:
     """``field(t, flat)``; raises FieldError if that wrote into ``flat``."""
-    before = -1 if flat.is_inference() else flat._version
+    before = versions(flat)
     derivative = field(t, flat)
-    if before != -1 and flat._version != before:
-        raise FieldError(
-            explain(
-                "f changed its input y in place",
-                "f to leave y alone: the solver still needs that state",
-                "work on y.clone(), or use the operators without a trailing underscore",
-            )
-        )
+    if versions(flat) != before:
+        error = changed_input()
+        located(error, t)
+        raise error
     return derivative
 
 

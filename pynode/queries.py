@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pynode.autograd import Evaluation
 from pynode.backends import Backend, Record
+from pynode.interrupts import puts_back
 from pynode.sensealg import DirectAdjoint
 from pynode.transforms import numbers, refuse_queries
 
@@ -28,6 +29,7 @@ def connected(
     return Evaluation(engine, record, times, values, **query).connected(tensor)
 
 
+@puts_back
 def queried(engine: Backend, record: Record, at: Tensor, derivative: bool) -> Any:
     """The state at times ``at``, of shape () or (m,), or its derivative: what calling a Solution gives."""
     request = record.request

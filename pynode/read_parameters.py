@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from pynode.autocast import Autocasted
-from pynode.errors import InputError, explain
+from pynode.errors import FieldError, InputError, explain
 
 if TYPE_CHECKING:
     from pynode.backends import Request
@@ -49,6 +49,25 @@ class ReadParameters:
         """One that was written into since."""
         pairs = zip(self._tensors, self.versions, strict=True)
         return next((x for x, version in pairs if x._version != version), None)
+
+    def check_solved(self) -> None:
+        """Refuse the result of a solve whose steps were not all of the same field. What a field writes into its
+        buffers is its own affair (statistics of batches).
+
+        Raises
+        ------
+        FieldError
+        """
+        x = self.changed()
+        if x is not None:
+            raise FieldError(
+                explain(
+                    f"a parameter of shape {tuple(x.shape)} was modified in place during the solve",
+                    "f to leave its parameters alone: no gradient belongs to steps of different fields",
+                    "change parameters between solves only (an optimizer in another thread does it at any time), and "
+                    "keep what f itself changes in buffers, or solve under torch.no_grad()",
+                )
+            )
 
     def check(self) -> None:
         """Refuse dense output of a field that is another one now.

@@ -35,7 +35,8 @@ class CostedLayout(Layout):
 
     def __init__(self, y0: Tree, state: Layout, c0: Tree) -> None:
         super().__init__((y0, c0))
-        self.state = state
+        self.state = copy.copy(state)
+        self.state._aligned = state.is_real or self._aligned  # the costs may be an odd number
         self.cost = Layout(c0, "running_cost", "its value at the initial time")
 
     def pack_derivative(self, derivative: Tree) -> Tensor:

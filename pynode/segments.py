@@ -189,6 +189,8 @@ class _Run:
             first = self.firings[before]
             self.rows.append((first.t[None].to(self.t), _lead(first.before)))
         self.now = End(self.now.t, state, watch.size, tuple(watch.found))
+        # The solve's node in autograd's graph holds the watch, and this state the node: nobody would collect that.
+        watch.state = None
         return terminal, before
 
     def _pay(self, part: Solution, cost: Tensor) -> None:

@@ -20,12 +20,14 @@ from pynode.ending import end_of_solve, end_state
 from pynode.errors import SolveError, UnsupportedError, explain
 from pynode.events import Event, Resumed, Watch
 from pynode.graph_break import eager
+from pynode.interrupts import puts_back
 from pynode.native.independent.front import in_rows
 from pynode.per_sample import whole
 from pynode.precision import check_held, warn_of_precision
 from pynode.problem import ODEProblem
 from pynode.progress import with_progress
 from pynode.queries import connected, queried, taped
+from pynode.read_parameters import ReadParameters
 from pynode.resuming import resumable
 from pynode.running_cost import StateObserver
 from pynode.saveat import SaveAt, Times, as_saveat, save_points, saved
@@ -41,6 +43,7 @@ from pynode.warm_start import WarmStart, likeness
 
 
 @eager
+@puts_back
 def solve(
     f: Callable[..., Any],
     y0: Any,
@@ -334,9 +337,12 @@ def solve(
         question=question,
         watch=events,
     )
+    read = ReadParameters.of(request) if differentiable else None
     # Fixed steps are as many on every rank.
     with problem.autocast(), without_communication(problem, algorithm.adaptive and dependencies is None):
         record: Any = engine.solve(request)
+    if read is not None:
+        read.check_solved()
     if warm is not None:
         warm.remember(like, record.first)
     solution = resumable(_solution(engine, request, record, shown), solve, options)

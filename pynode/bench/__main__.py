@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "controllers": "pynode.bench.controllers",
     "julia": "pynode.bench.julia",
     "per-sample": "pynode.bench.per_sample",
+    "soak": "pynode.bench.soak",
     "torchdiffeq-suite": "pynode.bench.torchdiffeq_suite",
 }
 

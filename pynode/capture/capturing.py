@@ -24,6 +24,7 @@ from pynode.capture.linear_solves import SOLVES
 from pynode.capture.refusal import NotCapturable, check_trace, located, refusal_of, source_line
 from pynode.dependencies import Dependencies
 from pynode.errors import explain
+from pynode.interrupts import Deferred
 from pynode.problem import Field, ODEProblem
 from pynode.solution import Counts
 
@@ -103,7 +104,7 @@ def capture(
         computes in another precision than the state's.
     """
     # Outside inference mode, whose tensors autograd cannot follow.
-    with torch.inference_mode(False):
+    with Deferred(), torch.inference_mode(False):
         return _capture(problem, dependencies, products, data)
 
 
@@ -216,9 +217,9 @@ class _Tracer:
                 return function(field, t, u, a, [*arguments, *parameters, *data])
 
         frozen = [x for x in parameters if not x.requires_grad]
-        for x in frozen:
-            x.requires_grad_()
         try:
+            for x in frozen:
+                x.requires_grad_()
             with sdpa_kernel(SDPBackend.MATH), preserve_node_meta():
                 traced = make_fx(
                     run,

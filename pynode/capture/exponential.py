@@ -25,7 +25,7 @@ def _exact_exp(x: Fraction) -> Fraction:
     return total
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def exponential(degree: int) -> tuple[Fraction, ...]:
     """Coefficients, lowest first, of a polynomial near ``(exp(r) - 1 - r) / r^2`` for ``|r| <= ln 2 / 2``."""
     count = degree + 1

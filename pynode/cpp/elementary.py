@@ -37,7 +37,7 @@ def _cosine(z: Fraction) -> Fraction:
     return sum(((-1) ** k * z**k / Fraction(math.factorial(2 * k + 4)) for k in range(14)), Fraction(0))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _interpolated(function: Callable[[Fraction], Fraction], end: float, degree: int) -> tuple[float, ...]:
     """Coefficients, lowest first, on (0, end)."""
     count = degree + 1

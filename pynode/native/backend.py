@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ from pynode.native.adjoints import (
 from pynode.native.algebraic import check_mass_matrix
 from pynode.native.dense import Pieces
 from pynode.native.error_norm import ErrorNorm
-from pynode.native.loop import Recorder, Stepping, integrate_adaptive, integrate_fixed
+from pynode.native.loop import Outcome, Recorder, Stepping, integrate_adaptive, integrate_fixed
 from pynode.native.methods import carries
 from pynode.native.offered import missing
 from pynode.native.record import NativeRecord, boundaries_of, clock_of, evaluate
@@ -55,7 +56,7 @@ from pynode.sensealg import (
     SensitivityAlgorithm,
 )
 from pynode.solution import Counts, ReturnCode, Solution
-from pynode.transforms import numbers
+from pynode.transforms import finite, numbers
 
 _PULL_BACKS: dict[type[SensitivityAlgorithm], Callable[[Any, Query, Tensor], Gradients]] = {
     CheckpointedAdjoint: checkpointed.pull_back,
@@ -172,6 +173,8 @@ class NativeBackend:
                 record.last = outcome.y.detach()[: problem.layout.size]
             record.values = saver.values() if saver.saved else y0.new_empty(0, y0.numel())
         record.saved = saver.saved
+        if outcome.retcode.successful and not finite(record.values):
+            outcome = _gap(outcome, saver.saved, record.values, t)
         if not outcome.retcode.successful:
             # Fixed steps are found out only at their end: what was saved after the failure is not kept.
             sign = math.copysign(1.0, ahead)
@@ -230,6 +233,17 @@ class NativeBackend:
             stops=request.tstops,
             jumps=request.jumps,
         )
+
+
+def _gap(outcome: Outcome, times: list[float], values: Tensor, start: float) -> Outcome:
+    """The outcome where states between the steps are not finite (methods that evaluate f once more to interpolate):
+    that of a solve which ended before the first of them."""
+    bad = torch.isfinite(values.detach()).all(dim=-1).logical_not().nonzero()
+    first = int(bad[0, 0]) if bad.ndim == 2 and len(bad) else 0
+    detail = f"the state interpolated at t = {times[first]:.9g} is not finite"
+    return dataclasses.replace(
+        outcome, retcode=ReturnCode.Unstable, t=times[first - 1] if first else start, detail=detail
+    )
 
 
 class _CountedPullbacks(Field):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib.resources import files
 
 
@@ -72,7 +72,7 @@ class Scheme:
     method: Callable[[int], Chebyshev]
 
 
-@cache
+@lru_cache(maxsize=512)
 def rkc(s: int) -> Chebyshev:
     """Sommeijer, Shampine and Verwer (1997), "RKC: an explicit solver for parabolic PDEs"."""
     w0 = 1.0 + 2.0 / (13.0 * s * s)
@@ -96,7 +96,7 @@ def rkc(s: int) -> Chebyshev:
     return Chebyshev(b[1] * w1, tuple(rows), tuple(times[1:]), error_rise=0.8, error_start=0.4, error_end=0.4)
 
 
-@cache
+@lru_cache(maxsize=4)
 def _table(name: str) -> dict[int, tuple[float, ...]]:
     """Coefficients by the number of stages of the recurrence. A line: that number ``m``, the numbers of the finish, and
     those of the recurrence, ``mu_1, (mu_2, kappa_2), ..., (mu_m, kappa_m)``."""
@@ -116,7 +116,7 @@ def _recurrence(m: int, numbers: tuple[float, ...]) -> tuple[float, tuple[tuple[
     return first, tuple(rows), tuple(times[1:])
 
 
-@cache
+@lru_cache(maxsize=512)
 def rock2(s: int) -> Chebyshev:
     """Abdulle and Medovikov (2001), "Second order Chebyshev methods based on orthogonal polynomials", Numer. Math. 90;
     the coefficients of Abdulle's code."""
@@ -134,7 +134,7 @@ def rock2(s: int) -> Chebyshev:
     )
 
 
-@cache
+@lru_cache(maxsize=512)
 def rock4(s: int) -> Chebyshev:
     """Abdulle (2002), "Fourth order Chebyshev methods with recurrence relation", SIAM J. Sci. Comput. 23; the
     coefficients of Abdulle's code."""

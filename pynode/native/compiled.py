@@ -25,6 +25,7 @@ from pynode.problem import Field
 from pynode.running_cost import Costed
 
 _CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+_KEPT = 64  # graphs of one field: shapes, methods, and what is compiled of each
 #: Graphs that differentiate: whether they may stand in for autograd, once that is known.
 _TRUSTED: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
 
@@ -169,6 +170,8 @@ def compiled(make: Callable[[Any, Layout], Callable[..., Any]], method: Any, fie
         # On the CPU the time goes into calling small kernels: the C++ wrapper calls them without Python.
         options: dict[str, Any] = {"cpp_wrapper": True} if layout.device.type == "cpu" else {}
         COUNTS.graphs += 1
+        for oldest in list(known)[: len(known) - _KEPT + 1]:
+            del known[oldest]
         known[key] = torch.compile(step, dynamic=False, options=options)
     return known[key]
 

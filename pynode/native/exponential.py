@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, InputError, UnsupportedError, explain
+from pynode.evaluations import packed
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece
 from pynode.native.error_norm import ErrorNorm
@@ -186,7 +187,7 @@ class ETDRK4:
         time = field.time(t)
         time = nudged(time, jump) if jump else time
         assert self._nonlinear is not None
-        rate = field.watched(field.layout.pack_derivative(self._nonlinear(time, field.layout.unpack(y), *field.args)))
+        rate = field.watched(packed(field.layout, time, self._nonlinear(time, field.layout.unpack(y), *field.args)))
         # Kept beyond the next evaluation, while f may write its next result into the same memory.
         return rate if rate.requires_grad else rate.clone()
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FEWEST = 3
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def adams_weights(count: int, ahead: bool) -> tuple[float, ...]:
     """Weights of the integral over a step of the polynomial through ``count`` values at 0, -1, -2, ..; at 1, 0, -1, ..
     where ``ahead`` (Hairer, Norsett and Wanner 1993, III.(1.5) and III.(1.8)), correctly rounded."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, InputError, explain
+from pynode.evaluations import packed
 from pynode.layout import Layout
 from pynode.problem import Field
 from pynode.running_cost import Costed, CostedLayout
@@ -78,14 +79,14 @@ class Halves:
         if not self.apart or self._velocity is None:
             return self._whole(t, q, p)[: self.sizes[0]]
         self.field.counts.nfe += 1
-        return self.field.watched(self._q.pack_derivative(self._velocity(t, self._p.unpack(p), *self.field.args)))
+        return self.field.watched(packed(self._q, t, self._velocity(t, self._p.unpack(p), *self.field.args)))
 
     def force(self, t: Tensor, q: Tensor, p: Tensor) -> Tensor:
         """dp/dt, which depends on ``q`` alone."""
         if not self.apart or self._force is None:
             return self._whole(t, q, p)[self.sizes[0] :]
         self.field.counts.nfe += 1
-        rate = self.field.watched(self._p.pack_derivative(self._force(t, self._q.unpack(q), *self.field.args)))
+        rate = self.field.watched(packed(self._p, t, self._force(t, self._q.unpack(q), *self.field.args)))
         # Kept beyond the next evaluation, while f may write its next result into the same memory.
         return rate if rate.requires_grad else rate.clone()
 
@@ -94,7 +95,7 @@ class Halves:
         assert self._cost is not None
         assert self._cost_layout is not None
         self.field.counts.nfe += 1
-        return self.field.watched(self._cost_layout.pack_derivative(self._cost(t, self._pair(q, p), *self.field.args)))
+        return self.field.watched(packed(self._cost_layout, t, self._cost(t, self._pair(q, p), *self.field.args)))
 
     def check(self, t: Tensor, h: float, y: Tensor) -> None:
         """Raise FieldError where the field is seen not to be separable, on the first step of length ``h``, or where its
@@ -132,7 +133,7 @@ class Halves:
 
     def _whole(self, t: Tensor, q: Tensor, p: Tensor) -> Tensor:
         self.field.counts.nfe += 1
-        return self.field.watched(self._state.pack_derivative(self._f(t, self._pair(q, p), *self.field.args)))
+        return self.field.watched(packed(self._state, t, self._f(t, self._pair(q, p), *self.field.args)))
 
     def _pair(self, q: Tensor, p: Tensor) -> Any:
         both = (self._q.unpack(q), self._p.unpack(p))

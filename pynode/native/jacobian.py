@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, UnsupportedError, explain
+from pynode.evaluations import changed_input, located, packed, versions
 from pynode.inference_tensors import explained
+from pynode.native.vmap_refusal import refuses
 
 if TYPE_CHECKING:
     from pynode.problem import Field
@@ -51,8 +53,10 @@ def dense_jacobian(field: Field, t: Tensor, y: Tensor) -> Tensor:
             chunk = max(1, _TOGETHER // n)
             seeds = torch.eye(n, dtype=dy.dtype, device=dy.device)
             return torch.vmap(row, chunk_size=chunk if chunk < n else None)(seeds).detach()
-        except Exception:
+        except Exception as error:
             # An operation whose backward torch.vmap cannot batch. Row by row raises again whatever f itself raised.
+            if not refuses(error):
+                raise
             field.batches = False
     rows = torch.empty(n, n, dtype=dy.dtype, device=dy.device)
     seed = torch.zeros_like(dy)
@@ -111,7 +115,13 @@ def _evaluated(field: Field, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A state that asks for a gradient, and ``f`` there; not counted in ``nfe``."""
     with torch.inference_mode(False), torch.enable_grad(), explained("a Jacobian"):
         y = y.detach().clone().requires_grad_()
-        return y, field.layout.pack_derivative(field.f(t.detach().clone(), field.layout.unpack(y), *field.args))
+        before = versions(y)
+        dy = packed(field.layout, t, field.f(t.detach().clone(), field.layout.unpack(y), *field.args))
+        if versions(y) != before:
+            error = changed_input()
+            located(error, t)
+            raise error
+        return y, dy
 
 
 def _plain(x: Tensor) -> Tensor:

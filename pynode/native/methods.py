@@ -205,7 +205,7 @@ def family_of(algorithm: Algorithm) -> Family | None:
     return _family_of(kind)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _family_of(kind: type[Any]) -> Family | None:
     return next((family for base, family in FAMILIES.items() if issubclass(kind, base)), None)
 

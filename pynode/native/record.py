@@ -15,7 +15,7 @@ from pynode.errors import UnsupportedError, explain
 from pynode.native.dense import Dense, Pieces, Resolved
 from pynode.native.meshes import mesh_of
 from pynode.native.methods import carries, stepper_of
-from pynode.native.stepper import Stepper
+from pynode.native.stepper import Stepper, check_solved
 from pynode.native.trajectory import Trajectory
 from pynode.problem import Field
 from pynode.read_parameters import ReadParameters
@@ -196,6 +196,7 @@ def evaluate(
                 y = y[: request.problem.layout.size]
             trajectory.enter(stepper, n, t, y, carried)
             stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
+            check_solved(stepper, t)
             inside = at_step[n]
             points: Any = times
             if differentiable_times and times_tensor is not None:

@@ -13,6 +13,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from pynode.errors import FieldError
+from pynode.evaluations import changed_input, located
 from pynode.native.checkpoints import State
 from pynode.native.dense import Piece, StagePiece
 from pynode.native.error_norm import ErrorNorm
@@ -156,15 +158,22 @@ class RungeKutta:
         weights, c, same_time, f, args, counts = k.a, k.c, k.same_time, field.f, field.args, field.counts
         addmv, scalar_tensor, dtype, device = torch.addmv, torch.scalar_tensor, k.dtype, k.device
         state, time = y, None
-        for i in range(1, k.main):
-            state = addmv(y, prefix[i], weights[i], alpha=h)
-            if time is None or not same_time[i]:
-                if c[i] == 1.0:
-                    time = self._at(self._end_time, jump)
-                else:
-                    time = scalar_tensor(t + c[i] * h, dtype=dtype, device=device)
-            counts.nfe += 1
-            write(f(time, unpack(state), *args), rows[i])
+        counted = not torch.is_inference_mode_enabled()
+        try:
+            for i in range(1, k.main):
+                state = addmv(y, prefix[i], weights[i], alpha=h)
+                if time is None or not same_time[i]:
+                    if c[i] == 1.0:
+                        time = self._at(self._end_time, jump)
+                    else:
+                        time = scalar_tensor(t + c[i] * h, dtype=dtype, device=device)
+                counts.nfe += 1
+                write(f(time, unpack(state), *args), rows[i])
+                if counted and state._version:  # the last one may be the end of the step
+                    raise changed_input()
+        except FieldError as error:
+            located(error, time)
+            raise
         return state if self._fsal else addmv(y, prefix[-1], self.coefficients.b, alpha=h)
 
     def stages(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pynode.native.tableaus import Tableau
 from pynode.transforms import number
 
 
-@cache
+@lru_cache(maxsize=64)
 def stability_interval(tableau: Tableau) -> float:
     """The largest ``x`` such that ``|R(-z)| <= 1`` for all ``z`` in ``[0, x]``, with the stability polynomial ``R``; to
     three digits."""
@@ -29,7 +29,7 @@ def stability_interval(tableau: Tableau) -> float:
     return x
 
 
-@cache
+@lru_cache(maxsize=64)
 def twins(tableau: Tableau) -> tuple[int, int] | None:
     """The last two stages at one time, None where there are none: the quotient of the differences of their slopes and
     of their states is an eigenvalue where the field is stiff (Hairer and Wanner 1996, section IV.2)."""

@@ -7,12 +7,31 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pynode.errors import GradientError, explain
 from pynode.native.checkpoints import State
 from pynode.native.error_norm import ErrorNorm
 from pynode.problem import Field
+from pynode.transforms import number
 
 if TYPE_CHECKING:
     from pynode.native.dense import Piece
+
+
+def check_solved(stepper: Any, t: Any) -> None:
+    """Raise GradientError where a step from ``t``, an accepted one of a solve, was not solved when it was repeated.
+
+    Its end is then no end, and has no gradient.
+    """
+    failure = getattr(stepper, "failure", "")
+    if failure:
+        raise GradientError(
+            explain(
+                f"the step from t = {number(t):.6g} of the forward solve could not be solved again: {failure}",
+                "the same f as in the solve",
+                "check that f is deterministic and finite, and change neither f nor what it uses before the backward "
+                "pass",
+            )
+        )
 
 
 class Stepper(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 from pynode.native.checkpoints import EveryStep, State, advance
 from pynode.native.dense import step_at
 from pynode.native.loop import Clock, Recorder
-from pynode.native.stepper import ChoosingStepper, RememberingStepper, Stepper
+from pynode.native.stepper import ChoosingStepper, RememberingStepper, Stepper, check_solved
 
 
 class Trajectory:
@@ -190,6 +190,7 @@ class Trajectory:
                     stepper.advance(t, y)
                 self._choose(stepper, n)
             y1 = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
+            check_solved(stepper, t)
             if recorder is not None:
                 recorder.accept(stepper, t, t1, y, y1)
             y = y1

@@ -85,7 +85,8 @@ class Against(Backward):
     def __init__(self, products: Products, forward: Dense) -> None:
         # A function of its own, as a method would close a circle that keeps states alive.
         def rate(t: Tensor, a: Tensor) -> Tensor:
-            return products.state(t, forward.at(t.item(), products.plain), a).neg_()
+            # Not in place: where f returns y itself, the product is a itself.
+            return products.state(t, forward.at(t.item(), products.plain), a).neg()
 
         super().__init__(rate, products.n, products.plain)
         self.products, self.forward = products, forward

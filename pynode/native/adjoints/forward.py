@@ -24,6 +24,7 @@ from pynode.errors import GradientError, UnsupportedError, explain, not_finite
 from pynode.native.adjoints.backward import FlatLayout
 from pynode.native.error_norm import ErrorNorm
 from pynode.native.jacobian import Product, no_jacobian
+from pynode.native.vmap_refusal import refuses
 from pynode.problem import Field
 from pynode.sensealg import ForwardSensitivity
 from pynode.solution import Counts
@@ -250,6 +251,8 @@ def _batched(outputs: Any, inputs: list[Tensor], seeds: list[Tensor]) -> list[Te
     try:
         found = iter(torch.vmap(pulled)(*seeds))
     except RuntimeError as error:
+        if not refuses(error):
+            raise
         raise _refusal(str(error).strip().partition("\n")[0]) from error
     return [next(found) if present else None for present in there]
 

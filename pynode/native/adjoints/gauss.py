@@ -111,7 +111,7 @@ class _Gauss:
         return self._sums.sums
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _rule(nodes: int) -> tuple[list[float], list[float]]:
     """Nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     x, w = np.polynomial.legendre.leggauss(nodes)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.native.adjoints.accumulator import Accumulator
+from pynode.native.vmap_refusal import refuses
 
 if TYPE_CHECKING:
     from pynode.native.compiled import CompiledNodes
@@ -84,9 +85,11 @@ class Products:
                 if self._graph is not None:
                     self._graph.looked(together)
                 return together
-            except Exception:
+            except Exception as error:
                 # torch.vmap refuses what depends on values, draws random numbers or writes into buffers. Such an f is
                 # evaluated at one time after the other, which raises again whatever f itself raised.
+                if not refuses(error):
+                    raise
                 self._batches = False
         sums = [Accumulator(len(self.inputs)) for _ in weighted]
         for j, (t, y) in enumerate(zip(times, ys.unbind(), strict=True)):

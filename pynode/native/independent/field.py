@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError, explain
+from pynode.errors import FieldError, InputError, explain
+from pynode.evaluations import changed_input, located, versions
 from pynode.layout import leaves_of, rebuild
 from pynode.native.independent.layout import RowLayout
 from pynode.solution import Counts
@@ -86,7 +87,15 @@ class RowField:
         """Derivatives (b, n) at times (b, 1, ..., 1) in the state's dtype, as :meth:`time` makes them."""
         self.counts.nfe += 1
         layout = self.layout
-        return layout.pack_derivative(self.f(t, layout.unpack(flat), *self.args), flat.shape[0])
+        before = versions(flat)
+        try:
+            derivative = layout.pack_derivative(self.f(t, layout.unpack(flat), *self.args), flat.shape[0])
+            if versions(flat) != before:
+                raise changed_input()
+        except FieldError as error:
+            located(error, t)
+            raise
+        return derivative
 
     def with_args(self, args: tuple[Any, ...]) -> RowField:
         """The same field with other arguments."""

@@ -84,6 +84,7 @@ class RowLayout:
             and derivative.shape == (rows, self.size)
             and derivative.dtype is self.dtype
             and derivative.device == self.device
+            and derivative.layout is torch.strided
         ):
             return derivative
         leaves = list(_branches(self.row.template, derivative, "y"))

@@ -42,8 +42,30 @@ def integrate(record: RowRecord, derivative: Tensor | None = None) -> None:
     moving = np.flatnonzero(starts != ends)
     if len(moving):
         loop = _Loop(record, saver, Running(moving, starts, ends, sign))
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-            loop.run(y0, derivative)
+        before = np.geterr()
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+                loop.run(y0, derivative)
+        except KeyboardInterrupt:  # which may have cut the end of that context short
+            np.seterr(**before)
+            raise
+        if loop.stepper.coefficients.all > loop.stepper.coefficients.main:
+            _close_gaps(record)
+
+
+def _close_gaps(record: RowRecord) -> None:
+    """Rows whose states between the steps are not finite (methods that evaluate f once more to interpolate) have
+    ended before the first of them."""
+    values, times = record.values, record.request.save_values
+    places = np.arange(len(values))[:, None]
+    wrong = torch.isfinite(values).all(dim=2).logical_not().cpu().numpy() & (places < record.passed)
+    for row in (wrong.any(axis=0) & (record.codes == SUCCESS)).nonzero()[0]:
+        first = int(wrong[:, row].argmax())
+        record.codes[row] = CODES.index(ReturnCode.Unstable)
+        record.passed[row], record.at_fault[row] = first, True
+        values[first:, int(row)] = math.nan
+        own = times[0 if len(times) == 1 else row]
+        record.reached[row] = own[first - 1] if first else record.problem.row_times.starts[row]
 
 
 class _Loop:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pynode.errors import FieldError
+from pynode.evaluations import changed_input, located
 from pynode.native.independent.field import RowField
 from pynode.native.runge_kutta import coefficients
 from pynode.native.tableaus import Tableau
@@ -77,20 +79,33 @@ class RowRungeKutta:
         times = on_device.view(k.main, rows, *field.layout.time_shape).unbind()
         sizes = on_device[0].view(rows, 1)
         flat, shape = y.view(-1), y.shape
-        addmv, mul, weights = torch.addmv, torch.mul, k.a
+        addmv, mul, weights, strided = torch.addmv, torch.mul, k.a, torch.strided
         mul(k1, sizes, out=slots[0])
         state = last = y
         # This loop is most of the cost beside f: one combination, one view and one product per stage.
         layout, f, args = field.layout, field.f, field.args
         plain, dtype, device = layout.plain, layout.dtype, layout.device
-        for i in range(1, k.main):
-            state = addmv(flat, prefix[i], weights[i]).view(shape)
-            last = f(times[i], state if plain else layout.unpack(state), *args)
-            if not (
-                plain and type(last) is Tensor and last.shape == shape and last.dtype is dtype and last.device == device
-            ):
-                last = layout.pack_derivative(last, rows)
-            mul(last, sizes, out=slots[i])
+        counted = not torch.is_inference_mode_enabled()
+        i = 0
+        try:
+            for i in range(1, k.main):
+                state = addmv(flat, prefix[i], weights[i]).view(shape)
+                last = f(times[i], state if plain else layout.unpack(state), *args)
+                if not (
+                    plain
+                    and type(last) is Tensor
+                    and last.shape == shape
+                    and last.dtype is dtype
+                    and last.device == device
+                    and last.layout is strided
+                ):
+                    last = layout.pack_derivative(last, rows)
+                mul(last, sizes, out=slots[i])
+                if counted and state._version:  # the last one may be the end of the step
+                    raise changed_input()
+        except FieldError as error:
+            located(error, times[i])
+            raise
         field.counts.nfe += k.main - 1
         return (state if self.fsal else addmv(flat, prefix[k.main], k.b).view(shape)), last
 

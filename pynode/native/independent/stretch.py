@@ -90,4 +90,6 @@ def solve_stretch(problem: RowProblem, options: RowOptions, save: SaveTimes, sta
     record = RowRecord(request, TABLEAUS[options.algorithm.name])
     with torch.no_grad(), problem.autocast(), without_communication(problem, dependencies is None):
         integrate(record, None if dependencies is None else dependencies.derivative)
+    if differentiable:
+        record.parameters.check_solved()
     return record
