@@ -195,8 +195,7 @@ def evaluate(
             if record.columns is not None and not whole:
                 y = y[: request.problem.layout.size]
             trajectory.enter(stepper, n, t, y, carried)
-            stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1)
-            check_solved(stepper, t)
+            check_solved(stepper, t, stepper.attempt(t, t1 - t, y, trajectory.jump_before(n), t1))
             inside = at_step[n]
             points: Any = times
             if differentiable_times and times_tensor is not None:

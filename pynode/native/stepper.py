@@ -11,18 +11,18 @@ from pynode.errors import GradientError, explain
 from pynode.native.checkpoints import State
 from pynode.native.error_norm import ErrorNorm
 from pynode.problem import Field
-from pynode.transforms import number
+from pynode.transforms import finite, number
 
 if TYPE_CHECKING:
     from pynode.native.dense import Piece
 
 
-def check_solved(stepper: Any, t: Any) -> None:
-    """Raise GradientError where a step from ``t``, an accepted one of a solve, was not solved when it was repeated.
-
-    Its end is then no end, and has no gradient.
-    """
-    failure = getattr(stepper, "failure", "")
+def check_solved(stepper: Any, t: Any, y1: Tensor) -> None:
+    """Raise GradientError where an implicit step from ``t`` to the state ``y1``, an accepted one of a solve, was not
+    solved when it was repeated: what it returned then is no end of it, and has no gradient."""
+    if not hasattr(stepper, "failure"):
+        return
+    failure = stepper.failure or ("" if finite(y1) else "f is not finite there")
     if failure:
         raise GradientError(
             explain(

@@ -190,7 +190,7 @@ class Trajectory:
                     stepper.advance(t, y)
                 self._choose(stepper, n)
             y1 = stepper.attempt(t, t1 - t, y, self.jump_before(n), t1)
-            check_solved(stepper, t)
+            check_solved(stepper, t, y1)
             if recorder is not None:
                 recorder.accept(stepper, t, t1, y, y1)
             y = y1

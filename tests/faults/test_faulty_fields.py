@@ -32,6 +32,30 @@ def test_some_faults(name):
     assert same(clean(name), first(name))
 
 
+#: Each gave wrong numbers, or an error of torch's own.
+PAST = [
+    ("default", "written state", 13),
+    ("interpolating, checkpointing", "written state", 38),
+    ("checkpoints=2", "written state", 81),
+    ("Rodas5P", "written state", 13),
+    ("running cost", "written state", 1),
+    ("direct", "written state", 2),
+    ("default", "written parameters", 1),
+    ("default", "written parameters", 43),
+    ("default", "sparse", 5),
+    ("KenCarp4", "nan", 176),
+    ("radau", "nan", 201),
+    ("dense, vern7", "nan", 22),
+    ("rows, vern7", "nan", 22),
+    ("gauss", "exception", 121),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "at"), PAST)
+def test_faults_of_the_past(name, kind, at):
+    inject(name, kind, at)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @every_way

@@ -121,7 +121,7 @@ def pull_back(record: NativeRecord, query: Query, cotangents: Tensor, source: So
                 thetas = [(times[i] - t) / h for i in inner]
             trajectory.enter(taped, n, start, y, tuple(starts[1:]))
             y1 = taped.attempt(start, h, y, trajectory.jump_before(n), end)
-            check_solved(taped, t)
+            check_solved(taped, t, y1)
             ends = (y1, *taped.carried(end=True))
             # A field that depends on nothing here leaves nothing to pull back through.
             pairs = [(x, a) for x, a in zip(ends, adjoints, strict=False) if a is not None and x.requires_grad]
