@@ -48,6 +48,7 @@ PAST = [
     ("dense, vern7", "nan", 22),
     ("rows, vern7", "nan", 22),
     ("gauss", "exception", 121),
+    ("gauss", "written state", 121),
 ]
 
 

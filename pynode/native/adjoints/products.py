@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pynode.evaluations import changed_input, versions
 from pynode.native.adjoints.accumulator import Accumulator
 from pynode.native.vmap_refusal import refuses
 
@@ -109,7 +110,10 @@ class Products:
             stacked = torch.tensor(times, dtype=layout.dtype, device=layout.device)
             before = field.counts.nfe
             ys = ys.detach().requires_grad_()
+            written = versions(ys)
             dy: Tensor = torch.vmap(field)(stacked, ys)
+            if versions(ys) != written:  # which what torch.vmap hands to f does not tell
+                raise changed_input()
         field.counts.nfe = before + len(times)
         self.look(dy, ys)
         return dy, len(times)
