@@ -143,7 +143,10 @@ def finite(x: Tensor) -> bool:
 def numbers(name: str, x: Tensor) -> list[float]:
     """A 1-D tensor as numbers, after :func:`check_common`."""
     check_common(name, x)
-    listed: list[float] = (_highest(x) if active() else x.detach()).tolist()
+    if active():
+        # torch 2.8 has no tolist() inside a transform.
+        return [float(one.item()) for one in _highest(x).unbind()]
+    listed: list[float] = x.detach().tolist()
     return listed
 
 
