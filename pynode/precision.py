@@ -121,7 +121,9 @@ def _least(tolerance: Tolerance) -> float:
 def _farthest(problem: ODEProblem) -> float:
     """From zero; the rows of a batch have times of their own."""
     ends: list[Any] = [problem.times[0], problem.times[-1]]
-    return max(float(abs(x).max()) if isinstance(x, Tensor) else abs(x) for x in ends)
+    if isinstance(ends[0], Tensor):
+        ends = [float(abs(x).max()) if x.numel() else 0.0 for x in ends]
+    return float(max(abs(x) for x in ends))
 
 
 def _state(problem: ODEProblem) -> Tensor:

@@ -94,7 +94,7 @@ def measured() -> dict[str, float]:
     gc.collect()
     runtime = sys.modules.get("pynode.julia.runtime")
     if runtime is not None and runtime.started():
-        runtime.julia().main.seval("GC.gc()")
+        runtime.julia().main.GC.gc()
     found: dict[str, float] = {
         "memory": float(resident_bytes()),
         "files": float(len(os.listdir("/proc/self/fd"))),
