@@ -142,6 +142,11 @@ def stays(what: str, remedy: str) -> UnsupportedError:
     return UnsupportedError(explain(f"{what} was pickled or copied", "what a copy can go on with", remedy))
 
 
+def foreign_stays() -> UnsupportedError:
+    """That of what C++ or Julia holds the memory of."""
+    return stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
+
+
 def explain(value: str, expectation: str, remedy: str) -> str:
     """The one form of every message: what came, what was expected, what to do."""
     return f"{value}. Expected: {expectation}. Remedy: {remedy}."
@@ -178,6 +183,9 @@ class StrictError(PynodeError):
     def __init__(self, message: str, category: type[PynodeWarning]) -> None:
         super().__init__(message)
         self.category = category
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.category)
 
 
 class AccuracyWarning(PynodeWarning, RuntimeWarning):

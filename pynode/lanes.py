@@ -22,7 +22,7 @@ from pynode.algorithms import Algorithm
 from pynode.autograd import Evaluation, differentiated, modified, single
 from pynode.backends import Backend, Record, Request
 from pynode.controllers import PIDController
-from pynode.errors import stays
+from pynode.errors import foreign_stays
 from pynode.interrupts import puts_back
 from pynode.known_fields import Entry
 from pynode.problem import ODEProblem
@@ -99,7 +99,7 @@ class Repetition(ABC, Generic[L]):
         self.read = ReadParameters(inputs)
 
     def __reduce__(self) -> Any:
-        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
+        raise foreign_stays()
 
     @property
     @abstractmethod

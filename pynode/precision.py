@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pynode.errors import AccuracyWarning, InputError, explain
-from pynode.problem import ODEProblem
+from pynode.errors import AccuracyWarning
+from pynode.problem import ODEProblem, farthest
 from pynode.solution import Counts
 from pynode.strict import warn
-from pynode.transforms import number, transformed
+from pynode.transforms import smallest, transformed
 
 Tolerance = float | Tensor
 
@@ -20,20 +19,6 @@ Tolerance = float | Tensor
 _PROBES = (0.1, 0.5, 0.9)
 #: What fixed steps, which have no tolerance, are measured by.
 _VISIBLE = 1e-3
-
-
-def check_held(problem: ODEProblem) -> None:
-    """Raise InputError for times beyond the range of the state's precision, in which ``f`` receives them."""
-    dtype = problem.layout.dtype
-    farthest, most = _farthest(problem), torch.finfo(dtype).max
-    if farthest > most:
-        raise InputError(
-            explain(
-                f"t reaches {farthest:.3g}, which {dtype} does not hold",
-                f"times below {most:.3g}, as f receives them in the state's precision",
-                "solve in float64, or rescale time",
-            )
-        )
 
 
 def warn_of_precision(problem: ODEProblem, tolerances: tuple[Tolerance, Tolerance] | None, counts: Counts) -> None:
@@ -56,7 +41,7 @@ def warn_of_precision(problem: ODEProblem, tolerances: tuple[Tolerance, Toleranc
 def _warn_of_subnormals(problem: ODEProblem, rtol: Tolerance, atol: Tolerance) -> None:
     dtype = problem.layout.dtype
     tiny = torch.finfo(dtype).tiny
-    if _least(atol) >= tiny:
+    if smallest(atol) >= tiny:
         return
     size = _state(problem).abs()
     below = (size > 0) & (size * rtol + atol < tiny)
@@ -73,18 +58,18 @@ def _warn_of_subnormals(problem: ODEProblem, rtol: Tolerance, atol: Tolerance) -
 def _warn_of_rounded_times(problem: ODEProblem, tolerances: tuple[Tolerance, Tolerance] | None, counts: Counts) -> None:
     dtype = problem.layout.dtype
     start, end = problem.times[0], problem.times[-1]
-    farthest, span = abs(start), abs(end - start)
+    distance, span = abs(start), abs(end - start)
     # Spans that begin near zero have times as fine as their states.
-    far = farthest > 2.0 * span
+    far = distance > 2.0 * span
     if far is False or not torch.as_tensor(far).any():
         return
-    least = _VISIBLE if tolerances is None else _least(tolerances[0])
+    least = _VISIBLE if tolerances is None else smallest(tolerances[0])
     eps = torch.finfo(dtype).eps
-    if not torch.as_tensor(far & (eps * farthest > least * span)).any():
+    if not torch.as_tensor(far & (eps * distance > least * span)).any():
         return
     worst = _moved(problem, tolerances, counts)
     if worst > 1.0:
-        last = _farthest(problem)
+        last = farthest(problem.times)
         apart = 2.0 ** (math.floor(math.log2(last)) + math.log2(eps))
         by = f"{worst:.2g} times the tolerance" if tolerances is not None else f"{_VISIBLE * worst:.2g} of its size"
         double = "" if dtype == torch.float64 else "Solve in float64, or use "
@@ -112,18 +97,6 @@ def _moved(problem: ODEProblem, tolerances: tuple[Tolerance, Tolerance] | None, 
             # A state at another time may be outside of f's domain.
             worst = max(worst, float(ratio.nan_to_num(0.0, 0.0, 0.0).max()))
     return worst
-
-
-def _least(tolerance: Tolerance) -> float:
-    return number(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
-
-
-def _farthest(problem: ODEProblem) -> float:
-    """From zero; the rows of a batch have times of their own."""
-    ends: list[Any] = [problem.times[0], problem.times[-1]]
-    if isinstance(ends[0], Tensor):
-        ends = [float(abs(x).max()) if x.numel() else 0.0 for x in ends]
-    return float(max(abs(x) for x in ends))
 
 
 def _state(problem: ODEProblem) -> Tensor:

@@ -261,6 +261,7 @@ class ODEProblem:
         self.cost_layout: Layout | None = None
         self.quantities: tuple[StepQuantity, ...] = tuple(getattr(running_cost, "of_steps", ()))
         self.t, self.times = check_times("t", t)
+        check_range(self.times, self.layout.dtype)
         if len(self.times) < 2:
             raise InputError(
                 explain(f"t has {len(self.times)} element(s)", "at least a start and an end time", "give both")
@@ -315,6 +316,27 @@ class ODEProblem:
     def field(self, counts: Counts) -> Field:
         """The field on flat vectors, counted in ``counts``."""
         return Field(self.f, self.arguments.args, self.layout, counts, self.jac, self.mass)
+
+
+def farthest(times: Any) -> float:
+    """From zero; ``times`` are monotone floats, or tensors of the first and last ones of rows."""
+    ends = times[0], times[-1]
+    if isinstance(ends[0], Tensor):
+        return max(float(x.abs().max()) if x.numel() else 0.0 for x in ends)
+    return float(max(map(abs, ends)))
+
+
+def check_range(times: Any, dtype: torch.dtype) -> None:
+    """Raise InputError for times (see :func:`farthest`) beyond the state's precision, in which ``f`` receives them."""
+    reached, most = farthest(times), torch.finfo(dtype).max
+    if reached > most:
+        raise InputError(
+            explain(
+                f"t reaches {reached:.3g}, which {dtype} does not hold",
+                f"times below {most:.3g}, as f receives them in the state's precision",
+                "solve in float64, or rescale time",
+            )
+        )
 
 
 def check_times(name: str, t: Any) -> tuple[Tensor, list[float]]:

@@ -23,7 +23,7 @@ from pynode.graph_break import eager
 from pynode.interrupts import puts_back
 from pynode.native.independent.front import in_rows
 from pynode.per_sample import whole
-from pynode.precision import check_held, warn_of_precision
+from pynode.precision import warn_of_precision
 from pynode.problem import ODEProblem
 from pynode.progress import with_progress
 from pynode.queries import connected, queried, taped
@@ -39,7 +39,7 @@ from pynode.solve_options import check_compile, check_controller, check_steps, c
 from pynode.step_quantity import refuse_step_quantities
 from pynode.strict import is_strict
 from pynode.transforms import moves, refuse_tangents, refuse_transform, transformed
-from pynode.warm_start import WarmStart, likeness
+from pynode.warm_start import WarmStart, likeness, refuse_warm_start
 
 
 @eager
@@ -238,13 +238,8 @@ def solve(
     if events is not None and not isinstance(events, Watch):
         return in_segments(solve, y0, t, options)
     engine = backend_from_name(backend)
-    if isinstance(dt0, WarmStart) and (backend != "torch" or compile == "solve"):
-        where = f"backend={backend!r}" if backend != "torch" else "compile='solve'"
-        raise UnsupportedError(
-            explain(
-                f"dt0=WarmStart() with {where}", "the torch backend, step by step", "give dt0 as a number, or drop it"
-            )
-        )
+    if backend != "torch" or compile == "solve":
+        refuse_warm_start(dt0, f"backend={backend!r}" if backend != "torch" else "compile='solve'")
     if compile == "solve" and backend == "torch":
         from pynode.cpp.backend import BACKEND as engine
     args = whole(args) if isinstance(args, tuple) else args
@@ -257,7 +252,6 @@ def solve(
     if repeated is not None:
         return resumable(repeated, solve, options)
     problem = ODEProblem(f, y0, t, args, running_cost, cost_in_norm, jac, mass_matrix)
-    check_held(problem)
     algorithm = as_algorithm(algorithm, backend)
     functional = transformed()
     if sensealg is None:

@@ -20,7 +20,7 @@ from pynode.sensealg import (
     ReversibleAdjoint,
     SensitivityAlgorithm,
 )
-from pynode.transforms import any_true, check_common, number, numbers, transformed
+from pynode.transforms import any_true, check_common, number, numbers, smallest, transformed
 
 
 def floats(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
@@ -55,7 +55,7 @@ def check_tolerances(problem: ODEProblem, rtol: float | Tensor, atol: float | Te
         if not (low >= 0 and high < math.inf):
             raise InputError(explain(f"{name} = {low}", "a finite number >= 0", f"give a positive {name} such as 1e-6"))
     # Scalars pay nothing for this check unless rtol is below the unit roundoff.
-    least = number(rtol.min()) if isinstance(rtol, Tensor) else rtol
+    least = smallest(rtol)
     unit = torch.finfo(problem.layout.dtype).eps / 2
     if least >= unit:
         return

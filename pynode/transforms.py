@@ -126,6 +126,11 @@ def number(x: Tensor | float) -> float:
     return float(_highest(x).item() if active() else x.item())
 
 
+def smallest(x: Tensor | float) -> float:
+    """A tolerance, or the smallest of those of many components, as :func:`number`."""
+    return number(x.min()) if isinstance(x, Tensor) else x
+
+
 def any_true(x: Tensor) -> bool:
     """Whether any entry of any vmapped sample is true."""
     return number(x.any().to(torch.float32)) > 0 if active() else bool(x.any())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from pynode.algorithms import Algorithm
-from pynode.errors import InputError, explain
+from pynode.errors import InputError, UnsupportedError, explain
 
 
 @dataclass
@@ -62,3 +63,15 @@ def likeness(algorithm: Algorithm, times: list[float], rtol: object, atol: objec
     """What two solves have in common if one's first step is a guess for the other's."""
     tolerances = [x if isinstance(x, int | float) else "per element" for x in (rtol, atol)]
     return (algorithm.name, times[0], times[-1] > times[0], *tolerances)
+
+
+def refuse_warm_start(dt0: Any, where: str) -> None:
+    """Raise UnsupportedError where ``dt0`` is a :class:`WarmStart`."""
+    if isinstance(dt0, WarmStart):
+        raise UnsupportedError(
+            explain(
+                f"dt0=WarmStart() with {where}",
+                "the torch backend, step by step, in common steps",
+                "give dt0 as a number, or drop it",
+            )
+        )

@@ -125,6 +125,8 @@ def test_times_that_float32_does_not_hold():
         pynode.solve(decay, torch.ones(1), [0.0, 1e300])
     with pytest.raises(InputError, match=r"t reaches 1e\+300"):
         pynode.solve(decay, torch.ones(2, 1), [0.0, 1e300], batching="independent")
+    with pytest.raises(InputError, match=r"t reaches 1e\+300"):
+        pynode.solve(decay, torch.ones(1), [1e300, 0.0], running_cost=lambda t, y: y.sum())
 
 
 @pytest.mark.parametrize("rtol", [1e-8, 1e-12, 0.0])

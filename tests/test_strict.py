@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -94,6 +95,11 @@ def test_what_is_well_is_well_under_strict():
     with pynode.strict():
         sol = pynode.solve(decay, torch.ones(1), [0.0, 1.0])
     assert torch.equal(sol.ys, pynode.solve(decay, torch.ones(1), [0.0, 1.0]).ys)
+
+
+def test_a_strict_error_reaches_another_process():
+    error = pickle.loads(pickle.dumps(pynode.StrictError("words", pynode.AccuracyWarning)))
+    assert (str(error), error.category) == ("words", pynode.AccuracyWarning)
 
 
 def test_nesting_decorating_and_threads():

@@ -28,7 +28,7 @@ from pynode.cpp.driver import (
 )
 from pynode.cpp.program import FieldProgram, Program, program_of
 from pynode.dependencies import Dependencies
-from pynode.errors import CompileWarning, stays
+from pynode.errors import CompileWarning, foreign_stays
 from pynode.known_fields import dependencies_of, weakly
 from pynode.native.backend import NativeBackend
 from pynode.native.checkpoints import EveryStep, State
@@ -123,7 +123,7 @@ class CompiledRecord(NativeRecord):
         self.compiled, self.inputs = compiled, inputs
 
     def __reduce__(self) -> Any:
-        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
+        raise foreign_stays()
 
 
 class CompiledBackend(NativeBackend):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pynode.backends import Request
-from pynode.errors import stays
+from pynode.errors import foreign_stays
 from pynode.julia.crossing import CallbackError, Reply
 from pynode.julia.routes import Route
 from pynode.julia.runtime import Julia
@@ -35,7 +35,7 @@ class JuliaRecord:
         self.steps = 0
 
     def __reduce__(self) -> Any:
-        raise stays("a Solution by C++ or Julia", "take sol.ys and sol.ts, or solve by torch without compile='solve'")
+        raise foreign_stays()
 
     @property
     def request(self) -> Request:

@@ -94,9 +94,9 @@ def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture
     except NotCapturable as refusal:
         f = problem.f
         if not weakly(f) or f not in _ANNOUNCED or is_strict():
+            warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning)
             if weakly(f):
                 _ANNOUNCED.add(f)
-            warn(f"Julia calls torch back for this field. {refusal}", CallbackWarning)
         return Capture(None, [])
     outputs: Any = found.graphs["vjp_p"].graph.output_node().args[0]
     return Capture(program, [x is not None for x in outputs])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.transforms import active, number
+from pynode.transforms import active, number, smallest
 
 Tolerance = float | Tensor
 
@@ -121,8 +121,7 @@ class ErrorNorm:
         if self._operands is None:  # a tensor operand is much cheaper than a number in a small operation
             atol = _operand(self._atol, size)
             self._operands = atol, self._rtol.to(size) if isinstance(self._rtol, Tensor) else self._rtol
-            least = number(self._atol.min()) if isinstance(self._atol, Tensor) else self._atol
-            self._floor = least < torch.finfo(size.dtype).tiny
+            self._floor = smallest(self._atol) < torch.finfo(size.dtype).tiny
         atol, rtol = self._operands
         # Two operands that are spread over all elements would take four times as long in a large operation.
         scale = torch.addcmul(atol, size, rtol) if isinstance(rtol, Tensor) else torch.add(atol, size, alpha=rtol)

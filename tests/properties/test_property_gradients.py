@@ -17,6 +17,7 @@ from torch import Tensor
 import pynode
 from pynode.backends import backend_from_name
 from pynode.errors import GradientError
+from pynode.layout import rebuild
 
 F64 = torch.float64
 TORCH = backend_from_name("torch")
@@ -219,7 +220,7 @@ def test_gradients_are_slopes(data):
             for x, d in zip(params, directions[len(y0) : -1], strict=True):
                 x.add_(e * d)
             moved = iter([x.detach() + e * d for x, d in zip(y0, directions, strict=False)])
-            sol = pynode.solve(case.field, _rebuilt(case.y0, moved), t + e * directions[-1], algorithm=algorithm)
+            sol = pynode.solve(case.field, rebuild(case.y0, moved), t + e * directions[-1], algorithm=algorithm)
             for x, old in zip(params, kept, strict=True):
                 x.copy_(old)
         return sum(_inner(c, x) for c, x in zip(cotangents, leaves(sol.ys), strict=True))
@@ -236,15 +237,6 @@ def test_gradients_are_slopes(data):
 
 def _inner(a: Tensor, b: Tensor) -> float:
     return (a.conj() * b).real.sum().item()
-
-
-def _rebuilt(tree, values):
-    if isinstance(tree, dict):
-        return {key: _rebuilt(branch, values) for key, branch in tree.items()}
-    if isinstance(tree, tuple | list):
-        built = [_rebuilt(branch, values) for branch in tree]
-        return type(tree)(*built) if hasattr(tree, "_fields") else type(tree)(built)
-    return next(values)
 
 
 @share(0.75)

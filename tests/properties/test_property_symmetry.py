@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shares import share
 
 import pynode
+from pynode.layout import rebuild
 
 F64 = torch.float64
 SMOOTH = (*CLOSED, "tanh", "softplus", "sin", "drifting")
@@ -52,20 +53,11 @@ def test_time_reflected_gives_the_same_bits(data):
     def reflected(s, y):
         moved = case.field(-s, y)
         case_leaves = iter([-x for x in leaves(moved)])
-        return _rebuilt(moved, case_leaves)
+        return rebuild(moved, case_leaves)
 
     other = pynode.solve(reflected, case.y0, [-x for x in case.t], algorithm=algorithm, **options)
     assert counts(other) == counts(sol)
     assert same(other.ys, sol.ys)
-
-
-def _rebuilt(tree, values):
-    if isinstance(tree, dict):
-        return {key: _rebuilt(branch, values) for key, branch in tree.items()}
-    if isinstance(tree, tuple | list):
-        built = [_rebuilt(branch, values) for branch in tree]
-        return type(tree)(*built) if hasattr(tree, "_fields") else type(tree)(built)
-    return next(values)
 
 
 @share(1.0)
@@ -100,10 +92,10 @@ def test_units_of_a_linear_state_do_not_matter(data):
     sol = pynode.solve(case.field, case.y0, case.t, algorithm=algorithm, **options)
     if options:
         options["atol"] = options["atol"] * abs(factor)
-    start = _rebuilt(case.y0, iter([factor * x for x in leaves(case.y0)]))
+    start = rebuild(case.y0, iter([factor * x for x in leaves(case.y0)]))
     other = pynode.solve(case.field, start, case.t, algorithm=algorithm, **options)
     assert counts(other) == counts(sol)
-    assert same(other.ys, _rebuilt(sol.ys, iter([factor * x for x in leaves(sol.ys)])))
+    assert same(other.ys, rebuild(sol.ys, iter([factor * x for x in leaves(sol.ys)])))
 
 
 @share(1.0)
@@ -120,7 +112,7 @@ def test_units_of_time_do_not_matter(data):
     unit = data.draw(st.sampled_from([2.0**8, 2.0**-8, 2.0**30, 2.0**-30]))
 
     def slower(t, y):
-        return _rebuilt(y, iter([x / unit for x in leaves(case.field(t / unit, y))]))
+        return rebuild(y, iter([x / unit for x in leaves(case.field(t / unit, y))]))
 
     if options:
         options["dt0"] *= unit
@@ -145,7 +137,7 @@ def test_solutions_of_linear_fields_can_be_added(data):
         [a * x + b * y for x, y in zip(leaves(case.y0), more, strict=True)],
     ]
     sols = [
-        pynode.solve(case.field, _rebuilt(case.y0, iter(start)), case.t, algorithm=algorithm, **options)
+        pynode.solve(case.field, rebuild(case.y0, iter(start)), case.t, algorithm=algorithm, **options)
         for start in starts
     ]
     one, two, both = (case.vector(sol.ys) for sol in sols)
@@ -189,7 +181,7 @@ def test_there_and_back(data):
     names = tuple(name for name in ADAPTIVE if name not in ("Fehlberg2", "ImplicitEuler"))
     algorithm, options = data.draw(adaptive(case, names=names, loosest=1e-4))
     there = pynode.solve(case.field, case.y0, case.t, algorithm=algorithm, **options)
-    end = _rebuilt(case.y0, iter([x[-1] for x in leaves(there.ys)]))
+    end = rebuild(case.y0, iter([x[-1] for x in leaves(there.ys)]))
     back = pynode.solve(case.field, end, case.t[::-1], algorithm=algorithm, **options)
     size = size_of(case)
     steps = there.stats.forward.accepted + back.stats.forward.accepted
@@ -203,7 +195,7 @@ def test_there_and_back(data):
 def test_symmetric_methods_come_back_to_rounding(case, name):
     algorithm = fixed(name, case)
     there = pynode.solve(case.field, case.y0, [case.t[0], case.t[-1]], algorithm=algorithm)
-    end = _rebuilt(case.y0, iter([x[-1] for x in leaves(there.ys)]))
+    end = rebuild(case.y0, iter([x[-1] for x in leaves(there.ys)]))
     back = pynode.solve(case.field, end, [case.t[-1], case.t[0]], algorithm=algorithm)
     # Compositions have substeps longer than the step, whose number and length enter their rounding: 17 of 1.2 at most.
     stages = 20 if name not in SPLIT else 3 * 17

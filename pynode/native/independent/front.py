@@ -17,13 +17,13 @@ from pynode.native.independent.problem import RowProblem
 from pynode.native.independent.stretch import RowOptions, SaveTimes
 from pynode.native.independent.times import RowTimes, check_within
 from pynode.native.tableaus import TABLEAUS
-from pynode.precision import check_held, warn_of_precision
+from pynode.precision import warn_of_precision
 from pynode.saveat import SaveAt, as_saveat
 from pynode.sensealg import CheckpointedAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.sensealg_names import as_sensealg
 from pynode.solve_options import check_steps, check_tolerances, floats
 from pynode.transforms import transformed
-from pynode.warm_start import WarmStart
+from pynode.warm_start import refuse_warm_start
 
 
 def check_options(backend: str, algorithm: Algorithm, sensealg: SensitivityAlgorithm | None, **others: Any) -> None:
@@ -87,12 +87,8 @@ def in_rows(y0: Any, t: Any, options: dict[str, Any]) -> BatchSolution:
     check_options(options["backend"], algorithm, sensealg, **given)
     problem = RowProblem(options["f"], y0, t, options["args"])
     stepping = {name: options[name] for name in _STEPPING}
-    check_held(problem)
     check_tolerances(problem, stepping["rtol"], stepping["atol"])
-    if isinstance(stepping["dt0"], WarmStart):
-        raise UnsupportedError(
-            explain("dt0=WarmStart() with batching='independent'", "a number for all rows, or None", "drop dt0=")
-        )
+    refuse_warm_start(stepping["dt0"], "batching='independent'")
     check_steps(*(stepping[name] for name in ("max_steps", "dt0", "dtmin", "dtmax")))
     solve_options.check_controller(options["controller"])
     check_limit(options["max_events"])

@@ -15,7 +15,7 @@ from pynode.native.independent.field import RowArguments, RowField
 from pynode.native.independent.layout import RowLayout
 from pynode.native.independent.times import RowTimes
 from pynode.per_sample import unwrapped
-from pynode.problem import Arguments, ODEProblem, _outside_inference
+from pynode.problem import Arguments, ODEProblem, _outside_inference, check_range
 from pynode.solution import Counts
 
 
@@ -67,6 +67,7 @@ class RowProblem(ODEProblem):
         self.y0 = _outside_inference(self.rows.pack(y0))
         ends: Any = [torch.from_numpy(np.array(x)) for x in (self.row_times.starts, self.row_times.ends)]
         self.times = ends
+        check_range(self.times, self.layout.dtype)
         self.indices = torch.arange(self.rows.batch, device=self.rows.device)
 
     def field(self, counts: Counts) -> Any:
