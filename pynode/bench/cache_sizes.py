@@ -48,6 +48,6 @@ def cache_sizes() -> dict[str, int]:
 
         engine = runtime.julia()
         sizes["julia's objects"] = int(engine.main.PyNode.HELD.__len__())
-        sizes["julia's names"] = len(engine._named)
+        sizes["julia's names"] = len(engine._settings)
         sizes["julia's programs"] = len(routes._PROGRAMS)
     return sizes

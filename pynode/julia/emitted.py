@@ -26,6 +26,11 @@ class LoadedProgram:
         self.number = int(reply.solution)
         self._loaded: list[tuple[Tensor, int]] = []
 
+    def __del__(self) -> None:
+        number = getattr(self, "number", None)
+        if number is not None:
+            self._julia.drop(number)
+
     def upload(self, constants: list[Tensor]) -> None:
         """Make ``constants`` the program's, unless they are already."""
         loaded = self._loaded

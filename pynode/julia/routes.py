@@ -17,6 +17,7 @@ from pynode.errors import CallbackWarning
 from pynode.julia.callback import CallbackRoute
 from pynode.julia.emit import Program, emit
 from pynode.julia.emitted import EmittedRoute, LoadedProgram
+from pynode.julia.latest import Latest
 from pynode.julia.runtime import Julia
 from pynode.known_fields import Entry, entries_of, program_for, weakly
 from pynode.problem import ODEProblem
@@ -53,7 +54,8 @@ class Capture:
     loaded: dict[int, LoadedProgram] = field(default_factory=dict)
 
 
-_PROGRAMS: dict[tuple[str, int], LoadedProgram] = {}
+#: For models made anew that are written alike. A program that falls out goes with the last field that has it.
+_PROGRAMS: Latest[tuple[str, int], LoadedProgram] = Latest(256)
 _FORCED: list[str] = []
 _ANNOUNCED: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -105,10 +107,8 @@ def _captured(problem: ODEProblem, dependencies: Dependencies | None) -> Capture
 def _loaded(engine: Julia, captured: Capture, problem: ODEProblem, inputs: list[Tensor], device: int) -> LoadedProgram:
     if device not in captured.loaded:
         assert captured.program is not None
-        key = (captured.program.source, device)
-        if key not in _PROGRAMS:
-            size = sum(x.numel() for x in inputs)
-            layout = problem.layout
-            _PROGRAMS[key] = LoadedProgram(engine, captured.program.source, layout.dtype, layout.size, size, device)
-        captured.loaded[device] = _PROGRAMS[key]
+        source, layout, size = captured.program.source, problem.layout, sum(x.numel() for x in inputs)
+        captured.loaded[device] = _PROGRAMS.get(
+            (source, device), lambda: LoadedProgram(engine, source, layout.dtype, layout.size, size, device)
+        )
     return captured.loaded[device]

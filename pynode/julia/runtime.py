@@ -23,8 +23,11 @@ from typing import Any
 from pynode.errors import UnsupportedError, explain
 from pynode.julia import inventory
 from pynode.julia.crossing import Reply, checked, functions
+from pynode.julia.latest import Latest
 
 INSTALL = "pip install 'pynode[julia]' && pynode julia setup"
+#: How many algorithms, controllers and sensitivity algorithms Julia holds for Python.
+SETTINGS = 256
 
 
 def installed() -> bool:
@@ -68,7 +71,9 @@ class Julia:
             os.register_at_fork(after_in_child=self._leave)
         self._lock = threading.RLock()
         self._dropped: deque[int] = deque()
-        self._named: dict[str, int] = {}
+        #: Numbers of algorithms, controllers and sensitivity algorithms, by expression, or by the identity of an object
+        #: that is kept alive beside its number.
+        self._settings: Latest[str | int, tuple[int, Any]] = Latest(SETTINGS, lambda kept: self.drop(kept[0]))
         self._loaded: set[str] = set()
         juliacall = _juliacall()
         self.main = juliacall.Main
@@ -142,17 +147,22 @@ class Julia:
 
     def named(self, expression: str) -> int:
         """The number of the algorithm, controller or sensitivity algorithm that a Julia expression means."""
-        if expression not in self._named:
+
+        def make() -> tuple[int, None]:
             text = expression.encode()
             buffer = ctypes.create_string_buffer(text)
-            reply = self.call("named", ctypes.addressof(buffer), len(text))
-            self._named[expression] = int(reply.solution)
-        return self._named[expression]
+            return int(self.call("named", ctypes.addressof(buffer), len(text)).solution), None
+
+        return self._settings.get(expression, make)[0]
 
     def held(self, thing: Any) -> int:
         """The number under which Julia holds an object of juliacall (one of diffeqpy's algorithms)."""
-        with self._inside():
-            return int(self.main.PyNode.hold(thing))
+
+        def make() -> tuple[int, Any]:
+            with self._inside():
+                return int(self.main.PyNode.hold(thing)), thing
+
+        return self._settings.get(id(thing), make)[0]
 
     def load(self, statement: str) -> None:
         """Run ``import ...``, once."""

@@ -370,3 +370,17 @@ def test_a_forked_process_is_told_to_spawn():
     message = os.read(reader, 10_000).decode()
     os.waitpid(child, 0)
     assert "spawn" in message
+
+
+def test_settings_that_change_and_objects_of_julia_do_not_pile_up():
+    engine = runtime.julia()
+    held = engine.main.PyNode.HELD
+    tsit5 = engine.main.seval("import OrdinaryDiffEqTsit5; OrdinaryDiffEqTsit5.Tsit5()")
+    before = len(held)
+    for k in range(runtime.SETTINGS + 50):
+        with torch.no_grad():
+            algorithm = pynode.JuliaAlgorithm(object=tsit5)
+            controller = pynode.PIDController(pcoeff=0.3, icoeff=0.4, safety=0.8 + 1e-4 * k)
+            sol = solved(lambda t, y: -y, algorithm=algorithm, controller=controller)
+            assert abs(sol.ys[-1, 0].item() - 0.36787944117144233) < 1e-6
+    assert len(held) - before <= runtime.SETTINGS + 1  # and the field
