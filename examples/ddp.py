@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import os
 import sys
 import time
@@ -115,6 +116,10 @@ def work(options: argparse.Namespace) -> None:
         print("equal bit by bit" if same else "DIFFER")
         draw(losses, options.plot)
         print(f"seed {options.seed}; run time {time.perf_counter() - begun:.0f} s")
+    # Before the interpreter goes: gloo's threads abort a process that still has a wrapped model then.
+    del parallel, optimizer, loss
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
     if not same:
         raise SystemExit("the processes' parameters differ")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynode.backends import Backend, Gradients, Query, Record
 from pynode.errors import GradientError, explain, not_finite
+from pynode.evaluations import written
 from pynode.interrupts import puts_back
 from pynode.transforms import active
 
@@ -182,16 +183,10 @@ def _pulled_back(evaluation: Evaluation, cotangents: Tensor, time_gradient: bool
     try:
         return evaluation.backend.pull_back(evaluation.record, query, cotangents)
     except RuntimeError as error:
-        said = str(error)
-        if "modified by an inplace operation" in said or "has been modified inplace" in said:
-            raise GradientError(
-                explain(
-                    f"an evaluation of f for the gradient changed a tensor in place that its derivative needs ({said})",
-                    "f to leave y, its parameters and its own intermediate values alone",
-                    "use the operators without a trailing underscore in f",
-                )
-            ) from error
-        if "backward through the graph a second time" not in said:
+        said = written(error, "an evaluation of f for the gradient")
+        if said is not None:
+            raise GradientError(said) from error
+        if "backward through the graph a second time" not in str(error):
             raise
         raise GradientError(
             explain(

@@ -42,3 +42,16 @@ def located(error: FieldError, t: Any) -> None:
         return
     with contextlib.suppress(RuntimeError):  # inside a transform
         error.at(t.detach().reshape(-1).tolist())
+
+
+def written(error: RuntimeError, what: str) -> str | None:
+    """What to say where torch refuses to differentiate ``what``, as f wrote into what its derivative needs; None where
+    torch refuses for another reason."""
+    said = str(error)
+    if "modified by an inplace operation" not in said and "has been modified inplace" not in said:
+        return None
+    return explain(
+        f"{what} changed a tensor in place that its derivative needs ({said})",
+        "f to leave y, its parameters and its own intermediate values alone",
+        "use the operators without a trailing underscore in f",
+    )

@@ -90,7 +90,11 @@ class Deferred:
 
 
 def puts_back(function: Callable[P, T]) -> Callable[P, T]:
-    """``function``, which leaves the modes of its thread as they were where Ctrl-C ends it."""
+    """``function``, which leaves the modes of its thread as they were where Ctrl-C ends it.
+
+    A StopIteration of the user's comes out as it was raised: Python makes a RuntimeError of one that crosses a
+    generator, such as those that go through the steps of a solve backward.
+    """
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -100,5 +104,17 @@ def puts_back(function: Callable[P, T]) -> Callable[P, T]:
         except KeyboardInterrupt:
             before.restore()
             raise
+        except RuntimeError as error:
+            if isinstance(error.__cause__, StopIteration) and _in_pynode(error):
+                raise error.__cause__ from None
+            raise
 
     return called
+
+
+def _in_pynode(error: BaseException) -> bool:
+    """Whether pynode's own code met the exception first, not what it calls."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).partition(".")[0] == "pynode"

@@ -131,7 +131,7 @@ def refusal_of(error: Exception) -> NotCapturable | None:
                 "write it with torch.where and tensor operators, or use the callback route",
             )
         )
-    if isinstance(error, RuntimeError | NotImplementedError | TypeError | AssertionError):
+    if _of_torch(error):
         return NotCapturable(
             explain(
                 f"f cannot be traced: {type(error).__name__}: {message}{where}",
@@ -140,3 +140,11 @@ def refusal_of(error: Exception) -> NotCapturable | None:
             )
         )
     return None
+
+
+def _of_torch(error: Exception) -> bool:
+    """Whether the tracer may have raised this: a class of the user's own, or memory that ran out, is no refusal."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    of_torch = type(error).__module__.partition(".")[0] == "torch"
+    return of_torch or type(error) in (RuntimeError, NotImplementedError, TypeError, AssertionError)

@@ -40,19 +40,16 @@ import torch
 from torch import Tensor
 
 from pynode.compat import torchdiffeq_scipy as scipy
+from pynode.compat.torchdiffeq_callbacks import augmented_view, callbacks
 from pynode.compat.torchdiffeq_events import linked, looks, span, until
+from pynode.compat.torchdiffeq_input import Field, State, checked, initial, parameters
 from pynode.compat.torchdiffeq_node import behind, default_norm, user_norm
+from pynode.compat.torchdiffeq_norms import adjoint_norm, largest_rms, state_norm
 from pynode.compat.torchdiffeq_options import (
-    AssertedInputError,
     Settings,
-    adjoint_norm,
     adjoint_tolerance,
-    augmented_view,
-    callbacks,
     in_torchdiffeq_terms,
-    largest_rms,
     settings,
-    state_norm,
     tolerance,
 )
 from pynode.errors import InputError, SolveError, UnsupportedError, explain
@@ -63,11 +60,9 @@ from pynode.saveat import SaveAt
 from pynode.sensealg import BacksolveAdjoint, DirectAdjoint, SensitivityAlgorithm
 from pynode.solution import Solution
 from pynode.solve import solve
-from pynode.strict import warn
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
-State: TypeAlias = Tensor | tuple[Tensor, ...]
 Tolerance: TypeAlias = float | Tensor | tuple[Any, ...]
 Options: TypeAlias = dict[str, Any]
 
@@ -127,7 +122,7 @@ def odeint(
     >>> odeint(lambda t, y: -y, torch.ones(1), t, method="rk4", options=options)[-1]
     tensor([0.3679])
     """
-    t = _checked(y0, t)
+    t = checked(y0, t)
     if method == scipy.NAME and event_fn is None:
         return _by_scipy(func, y0, t, rtol, atol, options)
     chosen = settings(method, options, func, y0, t)
@@ -136,7 +131,7 @@ def odeint(
         solved = functools.partial(_solved, func, y0, far, rtol, atol, chosen, DirectAdjoint())
         return until(lambda watch: solved(watch=watch), event_fn, y0, t, False, looks(chosen))
     if len(t) == 1:
-        return _initial(y0)
+        return initial(y0)
     return _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint()).ys
 
 
@@ -211,9 +206,9 @@ def odeint_adjoint(
         backward_options = {key: value for key, value in (options or {}).items() if key != "norm"}
     else:
         backward_options = dict(adjoint_options)
-    params = _parameters(func, adjoint_params, callable(backward_options.get("norm")))
+    params = parameters(func, adjoint_params, callable(backward_options.get("norm")))
 
-    t = _checked(y0, t)
+    t = checked(y0, t)
     if scipy.NAME in (method, adjoint_method or method) and event_fn is None:
         own = (rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol)
         return _adjoint_by_scipy(
@@ -222,7 +217,7 @@ def odeint_adjoint(
     chosen = settings(method, options, func, y0, t)
     backward = settings(adjoint_method or method, backward_options, func, y0, t, backward=True)
     if len(t) == 1 and event_fn is None:
-        return _initial(y0)
+        return initial(y0)
     with _assertions():
         layout = Layout(y0)
     sensealg = BacksolveAdjoint(
@@ -278,7 +273,7 @@ def odeint_dense(
     ends = [torch.as_tensor(x, dtype=torch.float64).detach().reshape(()) for x in (t0, t1)]
     device = (y0 if isinstance(y0, Tensor) else y0[0]).device
     t = torch.stack([end.to(device) for end in ends])
-    t = _checked(y0, t)
+    t = checked(y0, t)
     chosen = settings(method, options, func, y0, t)
     solution = _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint(), dense=True)
 
@@ -328,46 +323,18 @@ def odeint_event(
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    return linked(_Field(func), event_fn, (start[0], y0), event_t, solution)
-
-
-class _Field:
-    """The user's function, forgiven what torchdiffeq forgives: another precision than the state's (autocast), and for
-    tuple states another shape of as many elements."""
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-
-    def __call__(self, t: Tensor, y: State) -> Any:
-        derivative = self.func(t, y)
-        if isinstance(y, Tensor):
-            return _cast(derivative, y)
-        if not isinstance(derivative, tuple | list) or len(derivative) != len(y):
-            return derivative  # the layout says what is wrong
-        return tuple(_shaped(_cast(d, like), like) for d, like in zip(derivative, y, strict=True))
-
-
-def _cast(derivative: Any, like: Tensor) -> Any:
-    if not isinstance(derivative, Tensor) or derivative.dtype is like.dtype:
-        return derivative
-    return derivative if derivative.is_complex() and not like.is_complex() else derivative.to(like.dtype)
-
-
-def _shaped(derivative: Any, like: Tensor) -> Any:
-    if not isinstance(derivative, Tensor) or derivative.shape == like.shape or derivative.numel() != like.numel():
-        return derivative
-    return derivative.reshape(like.shape)
+    return linked(Field(func), event_fn, (start[0], y0), event_t, solution)
 
 
 def _by_scipy(
     func: Callable[..., Any], y0: State, t: Tensor, rtol: Tolerance, atol: Tolerance, options: Options | None
 ) -> Any:
     if len(t) == 1:
-        return _initial(y0)
+        return initial(y0)
     with _assertions():
         Layout(y0)  # says what is wrong with y0
         check_times("t", t)
-    return scipy.integrate(_Field(func), y0, t, rtol, atol, options, func, odeint)
+    return scipy.integrate(Field(func), y0, t, rtol, atol, options, func, odeint)
 
 
 def _adjoint_by_scipy(
@@ -380,7 +347,7 @@ def _adjoint_by_scipy(
 ) -> Any:
     """A solve of which one direction at least is SciPy's."""
     if len(t) == 1:
-        return _initial(y0)
+        return initial(y0)
     count = 1 if isinstance(y0, Tensor) else len(y0)
     rtol, atol, method, options = backward
     for name, value in (("adjoint_rtol", rtol), ("adjoint_atol", atol)):
@@ -400,7 +367,7 @@ def _adjoint_by_scipy(
             found = odeint(field, start, t, rtol=rtol, atol=atol, method=method, options=options)
         return tuple(x[-1] for x in found)
 
-    plan = scipy.Plan(_Field(func), isinstance(y0, Tensor), solved, adjoint)
+    plan = scipy.Plan(Field(func), isinstance(y0, Tensor), solved, adjoint)
     return scipy.differentiable(plan, y0, t, params)
 
 
@@ -419,7 +386,7 @@ def _solved(
     with _assertions():
         layout = Layout(y0)
         return solve(
-            _Field(func),
+            Field(func),
             y0,
             t,
             algorithm=chosen.algorithm,
@@ -450,54 +417,3 @@ def _assertions() -> Iterator[None]:
         yield
     except (InputError, SolveError) as error:
         raise in_torchdiffeq_terms(error) from None
-
-
-def _checked(y0: Any, t: Any) -> Tensor:
-    """``t`` on the device of ``y0``, both being what torchdiffeq takes."""
-    if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0 and all(isinstance(x, Tensor) for x in y0)):
-        raise AssertedInputError(
-            explain(
-                f"y0 is a {type(y0).__name__}", "a tensor or a tuple of tensors", "see pynode.solve for other trees"
-            )
-        )
-    if not isinstance(t, Tensor):
-        raise AssertedInputError(
-            explain(f"t is a {type(t).__name__}", "a 1-D floating point tensor", "write torch.tensor(...)")
-        )
-    if t.ndim != 1 or t.numel() == 0 or not t.is_floating_point():
-        raise AssertedInputError(
-            explain(
-                f"t has shape {tuple(t.shape)} and dtype {t.dtype}",
-                "a non-empty 1-D floating point tensor",
-                "give the initial time and the times at which the state is wanted",
-            )
-        )
-    device = (y0 if isinstance(y0, Tensor) else y0[0]).device
-    if t.device != device:
-        warn(f"t is on {t.device} and y0 on {device}: t is moved there")
-    times: Tensor = t.to(device)
-    return times
-
-
-def _initial(y0: State) -> State:
-    """The solution at the initial time alone."""
-    return y0[None] if isinstance(y0, Tensor) else tuple(y[None] for y in y0)
-
-
-def _parameters(func: Any, given: Iterable[Tensor] | None, own_norm: bool) -> list[Tensor]:
-    """The parameters to differentiate, each once."""
-    if given is not None:
-        params = list(given)
-    elif getattr(func, "_is_replica", False):
-        # Replicas of DataParallel hold their parameters as plain attributes.
-        held = [x for module in func.modules() for x in vars(module).values()]
-        params = [x for x in held if isinstance(x, Tensor) and x.requires_grad]
-    else:
-        params = list(func.parameters())
-    wanted = [p for p in params if p.requires_grad]
-    if own_norm and len(wanted) < len(params):
-        warn(
-            f"{len(params) - len(wanted)} of {len(params)} adjoint parameters do not require a gradient: they are no "
-            "part of the adjoint solve, nor of what adjoint_options['norm'] is called with"
-        )
-    return list({id(p): p for p in wanted}.values())

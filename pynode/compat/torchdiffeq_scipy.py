@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pynode.compat import torchdiffeq_lsoda
-from pynode.compat.torchdiffeq_options import CALLBACKS, AssertedSolveError, tolerance
+from pynode.compat.torchdiffeq_callbacks import CALLBACKS
+from pynode.compat.torchdiffeq_options import AssertedSolveError, tolerance
 from pynode.errors import InputError, MissingPackageError, explain
 from pynode.layout import Layout
 from pynode.native.once import last

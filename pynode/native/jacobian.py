@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError, UnsupportedError, explain
-from pynode.evaluations import changed_input, located, packed, versions
+from pynode.errors import FieldError, InputError, UnsupportedError, explain
+from pynode.evaluations import changed_input, located, packed, versions, written
 from pynode.inference_tensors import explained
 from pynode.native.vmap_refusal import refuses
 
@@ -52,7 +53,8 @@ def dense_jacobian(field: Field, t: Tensor, y: Tensor) -> Tensor:
         try:
             chunk = max(1, _TOGETHER // n)
             seeds = torch.eye(n, dtype=dy.dtype, device=dy.device)
-            return torch.vmap(row, chunk_size=chunk if chunk < n else None)(seeds).detach()
+            with _unwritten(t):
+                return torch.vmap(row, chunk_size=chunk if chunk < n else None)(seeds).detach()
         except Exception as error:
             # An operation whose backward torch.vmap cannot batch. Row by row raises again whatever f itself raised.
             if not refuses(error):
@@ -60,10 +62,11 @@ def dense_jacobian(field: Field, t: Tensor, y: Tensor) -> Tensor:
             field.batches = False
     rows = torch.empty(n, n, dtype=dy.dtype, device=dy.device)
     seed = torch.zeros_like(dy)
-    for i in range(n):
-        seed[i] = 1.0
-        rows[i] = row(seed)
-        seed[i] = 0.0
+    with _unwritten(t):
+        for i in range(n):
+            seed[i] = 1.0
+            rows[i] = row(seed)
+            seed[i] = 0.0
     return rows
 
 
@@ -81,7 +84,7 @@ def jacobian_products(field: Field, t: Tensor, y: Tensor) -> tuple[Product, Prod
     if not dy.requires_grad:
         return torch.zeros_like, torch.zeros_like
     # The pullback is linear in u: its derivative by u, pulled back, is the product wanted, whatever u is.
-    with torch.enable_grad():
+    with torch.enable_grad(), _unwritten(t):
         u = torch.zeros_like(dy).requires_grad_()
         (pulled,) = torch.autograd.grad(dy, [y], u, create_graph=True, allow_unused=True, materialize_grads=True)
 
@@ -89,15 +92,31 @@ def jacobian_products(field: Field, t: Tensor, y: Tensor) -> tuple[Product, Prod
         field.counts.nvjp += 1
         if not pulled.requires_grad:
             return torch.zeros_like(v)
-        (found,) = torch.autograd.grad(pulled, [u], v, retain_graph=True, allow_unused=True, materialize_grads=True)
+        with _unwritten(t):
+            (found,) = torch.autograd.grad(pulled, [u], v, retain_graph=True, allow_unused=True, materialize_grads=True)
         return _plain(found)
 
     def backward(a: Tensor) -> Tensor:
         field.counts.nvjp += 1
-        (found,) = torch.autograd.grad(dy, [y], a, retain_graph=True, allow_unused=True, materialize_grads=True)
+        with _unwritten(t):
+            (found,) = torch.autograd.grad(dy, [y], a, retain_graph=True, allow_unused=True, materialize_grads=True)
         return _plain(found)
 
     return forward, backward
+
+
+@contextlib.contextmanager
+def _unwritten(t: Tensor) -> Iterator[None]:
+    """Raise FieldError where the evaluation at ``t`` wrote into what its Jacobian needs."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = written(error, "an evaluation of f for a Jacobian")
+        if said is None:
+            raise
+        found = FieldError(said)
+        located(found, t)
+        raise found from error
 
 
 def no_jacobian(what: str) -> UnsupportedError:

@@ -80,6 +80,11 @@ class Stabilized:
         self._y1 = torch.full_like(y, math.nan) if self._method is None else self._stages(self._method, t, h, y)
         return self._y1
 
+    @property
+    def no_step(self) -> str:
+        """Why the last attempt took no step, in a clause; empty where it did."""
+        return "" if self._method is not None else "the spectral radius found there allows no step of this size"
+
     def error_ratio(self, measure: ErrorNorm) -> float:
         if self._method is None:
             # The ratio from which the controller concludes the size that max_stages allow.

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 
 def check_solved(stepper: Any, t: Any, y1: Tensor) -> None:
-    """Raise GradientError where an implicit step from ``t`` to the state ``y1``, an accepted one of a solve, was not
-    solved when it was repeated: what it returned then is no end of it, and has no gradient."""
-    if not hasattr(stepper, "failure"):
+    """Raise GradientError where a step from ``t`` to the state ``y1``, an accepted one of a solve, was not taken when
+    it was repeated, by an implicit method or one of variable stages: what it returned then has no gradient."""
+    if not hasattr(stepper, "failure") and not hasattr(stepper, "no_step"):
         return
-    failure = stepper.failure or ("" if finite(y1) else "f is not finite there")
+    failure = getattr(stepper, "failure", "") or getattr(stepper, "no_step", "")
+    failure = failure or ("" if finite(y1) else "f is not finite there")
     if failure:
         raise GradientError(
             explain(
-                f"the step from t = {number(t):.6g} of the forward solve could not be solved again: {failure}",
+                f"the step from t = {number(t):.6g} of the forward solve could not be taken again: {failure}",
                 "the same f as in the solve",
                 "check that f is deterministic and finite, and change neither f nor what it uses before the backward "
                 "pass",
@@ -44,8 +45,9 @@ class Stepper(Protocol):
     An implicit method may have, beside these, ``untaped``: how many evaluations of its last attempt were in the search
     for the stages, of which autograd records nothing; and ``repeats``: how far, in the largest element of the state,
     a repetition of the last attempt may end from where that did; and ``failure``: why the stages of the last attempt
-    were not found, in a clause, empty where they were. ``witness()``: where what is carried on shows no evaluation of
-    ``f`` in its graph, a tensor that does.
+    were not found, in a clause, empty where they were. One of variable stages may have ``no_step``: why the last
+    attempt took none, likewise. ``witness()``: where what is carried on shows no evaluation of ``f`` in its graph, a
+    tensor that does.
     """
 
     field: Field

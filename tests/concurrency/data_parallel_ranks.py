@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -216,8 +217,7 @@ def main(wrappers: list[str], ways: list[str], tasks: list[str]) -> None:
                         flush=True,
                     )
                 wrong += [] if right else [(task, wrapper, way, worst, counts)]
-    dist.destroy_process_group()
-    assert not wrong, wrong
+    leave(wrong)
 
 
 if __name__ == "__main__":

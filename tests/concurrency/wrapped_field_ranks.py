@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -150,8 +151,7 @@ def main() -> None:
         told = gathered(refusal(refused_call))
         said = all(words in x and "wrap the model that calls pynode.solve" in x for x in told)
         tell("refused" if said else "WRONG", name, told if not said else words)
-    dist.destroy_process_group()
-    assert not wrong, wrong
+    leave(wrong)
 
 
 if __name__ == "__main__":

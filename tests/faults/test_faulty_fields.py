@@ -49,6 +49,16 @@ PAST = [
     ("rows, vern7", "nan", 22),
     ("gauss", "exception", 121),
     ("gauss", "written state", 121),
+    ("checkpoints=2", "stop iteration", 38),
+    ("reversible", "stop iteration", 22),
+    ("Rodas5P", "written parameters", 49),
+    ("FBDF", "written parameters", 9),
+    ("trapezoid", "written parameters", 2),
+    ("rows, direct", "written parameters", 40),
+    ("rows, direct", "nan", 40),
+    ("rkc", "nan", 980),
+    ("compiled solve", "runtime error", 2),
+    ("compiled solve", "out of memory", 2),
 ]
 
 

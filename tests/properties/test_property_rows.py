@@ -50,6 +50,11 @@ class Batch:
     def rows(self) -> int:
         return len(self.k)
 
+    @property
+    def clear(self) -> bool:
+        """Whether error estimates are far above rounding, so that it steers no step."""
+        return self.k.dtype == F64 and self.options["rtol"] >= 1e-6 and self.options["algorithm"].name in LOW
+
     def row(self, b: int):
         return tuple(x[b] for x in self.y0) if self.field.tree else self.y0[b]
 
@@ -144,14 +149,13 @@ def test_independent_rows_are_a_loop_of_single_solves(batch):
     tolerance."""
     sol = batch.together()
     ys = joined(sol.ys).detach()
-    clear = batch.k.dtype == F64 and batch.options["rtol"] >= 1e-6 and batch.options["algorithm"].name in LOW
     for b in range(batch.rows):
         one = batch.alone(b)
         forward = one.stats.forward
         found = tuple(int(getattr(sol.row_stats, what)[b]) for what in ("nfe", "accepted", "rejected"))
         length = len(batch.times(b))
         difference = (ys[:length, b] - joined(one.ys).detach()).abs().max().item()
-        if clear:
+        if batch.clear:
             assert found == (forward.nfe, forward.accepted, forward.rejected)
             assert difference <= row_rounding(batch, forward.accepted)
         else:
@@ -162,7 +166,9 @@ def test_independent_rows_are_a_loop_of_single_solves(batch):
 @share(1.5)
 @given(batches(), st.data())
 def test_the_order_of_rows_never_matters(batch, data):
-    """Nor do the other rows: a permutation, and a part of the rows, give the same numbers."""
+    """Nor do the other rows: a permutation, and a part of the rows, give the same steps and, to rounding, numbers. The
+    stages are summed by BLAS, whose order depends on how many rows there are: where the error of a short step is
+    rounding already, the steps after it may differ, as for a loop of single solves."""
     rows = list(range(batch.rows))
     order = data.draw(st.permutations(rows))
     order = torch.tensor(order[: data.draw(st.integers(1, len(order)))])
@@ -171,10 +177,14 @@ def test_the_order_of_rows_never_matters(batch, data):
     other = batch.of(y0, batch.k[order], batch.t if batch.t.ndim == 1 else batch.t[order])
     expected = joined(sol.ys).detach()[:, order]
     found = joined(other.ys).detach()
-    for what in ("nfe", "accepted", "rejected"):
-        assert torch.equal(getattr(other.row_stats, what), getattr(sol.row_stats, what)[order])
+    steps = int(sol.row_stats.accepted.max())
+    if batch.clear:
+        for what in ("nfe", "accepted", "rejected"):
+            assert torch.equal(getattr(other.row_stats, what), getattr(sol.row_stats, what)[order])
+        limit = row_rounding(batch, steps)
+    else:
+        limit = row_tolerance(batch, steps + int(other.row_stats.accepted.max()), 1)
     assert torch.equal(found.isnan(), expected.isnan())
-    limit = row_rounding(batch, int(sol.row_stats.accepted.max()))
     assert (found - expected).nan_to_num().abs().max().item() <= limit
 
 

@@ -77,7 +77,8 @@ def test_a_shift_of_time_changes_rounding_only(data):
     size, steps = size_of(case), max(sol.stats.forward.accepted, other.stats.forward.accepted)
     ulp = 2.0**-52 * max(abs(x * case.field.pace) for x in moved)
     limit = rounding(case, steps, size) + steps * ulp * case.core.lipschitz * size * case.growth
-    if counts(other) != counts(sol) or (algorithm.adaptive and algorithm.name not in EXPLICIT):
+    # Not evaluations: times too close to each other for the state's precision are looked at by some more.
+    if counts(other)[1:] != counts(sol)[1:] or (algorithm.adaptive and algorithm.name not in EXPLICIT):
         limit = 2.0 * tolerance_bound(case, steps, options["rtol"], options["atol"], size)
     assert (case.vector(other.ys) - case.vector(sol.ys)).abs().max().item() <= limit
 

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError, explain
+from pynode.errors import GradientError, InputError, explain
 from pynode.native.independent.engine import ENGINE
 from pynode.native.independent.problem import RowProblem
 from pynode.native.independent.record import Floats, RowRecord
 from pynode.native.independent.replay import evaluate, taped
 from pynode.queries import connected
 from pynode.sensealg import DirectAdjoint
+from pynode.transforms import finite
 
 
 def connected_states(record: RowRecord, times: Any, tensor: Tensor, values: Tensor, **query: bool) -> Tensor:
@@ -29,7 +30,18 @@ def connected_states(record: RowRecord, times: Any, tensor: Tensor, values: Tens
         tensor = tensor[0]
     if isinstance(request.sensealg, DirectAdjoint):
         with record.problem.autocast():
-            return taped(record, times, tensor, **query)
+            found = taped(record, times, tensor, **query)
+        record.parameters.check_solved()
+        # An f with noise of its own may give other values than before, but none that are not finite.
+        if not finite(found.detach().masked_fill(~values.isfinite(), 0.0)):
+            raise GradientError(
+                explain(
+                    "the accepted steps, taken once more for DirectAdjoint's tape, met a NaN or an infinity",
+                    "an f that is finite where it was in the solve",
+                    "check that f is deterministic, and that no other thread changes what it uses",
+                )
+            )
+        return found
     return connected(ENGINE, record, times, tensor, values, **query)
 
 
