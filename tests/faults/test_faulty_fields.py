@@ -16,7 +16,7 @@ from injecting import clean, first, inject, same
 from ways import WAYS
 
 KINDS = [*RAISES, *VALUES]
-#: Compiling takes most of a minute.
+#: The others: compiling takes a while.
 EAGER = [name for name in WAYS if name != "compiled step"]
 every_way = pytest.mark.parametrize("name", EAGER)
 
@@ -76,6 +76,17 @@ def test_every_kind_of_fault(name, kind):
     calls = {*range(1, total + 1, max(1, total // 20)), 2, forward, min(forward + 1, total), total}
     outcomes = {inject(name, kind, at) for at in sorted(calls)}
     assert outcomes != {"right"} or kind in ("written state", "nan", "inf")
+    assert same(clean(name), first(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_faults_under_compiled_steps(kind):
+    """At a few calls, as torch compiles the steps of every field anew."""
+    name = "compiled step"
+    forward, total = first(name).forward, first(name).total
+    for at in (2, forward, forward + 1, (forward + total) // 2, total):
+        inject(name, kind, at)
     assert same(clean(name), first(name))
 
 
