@@ -79,6 +79,10 @@ def _spread(y: Tensor) -> Tensor:
 
 def _anything(y: Tensor, slope: Tensor) -> Tensor:
     """Where the first iteration starts. The slope alone may be an eigenvector of a small eigenvalue, as that of a sine
-    is for the heat equation."""
-    size = _norm(slope)
-    return _spread(y) + slope / size if math.isfinite(size) and size > 0.0 else _spread(y)
+    is for the heat equation. What is added to it is turned towards it, so that ``-y`` of an odd ``f`` gets the opposite
+    vector, and the same radius."""
+    size, spread = _norm(slope), _spread(y)
+    if not (math.isfinite(size) and size > 0.0):
+        return spread
+    unit = slope / size
+    return unit + spread if number(torch.dot(unit, spread)) >= 0.0 else unit - spread

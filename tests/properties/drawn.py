@@ -165,6 +165,17 @@ def adaptive(
     return algorithm, {"rtol": tol, "atol": atol, "controller": controller, "max_steps": 5000}
 
 
+#: Methods whose first, short step still has an error estimate far above rounding.
+LOW = ("BS3", "DP5", "Tsit5", "AdaptiveHeun", "Fehlberg2")
+
+
+def clear(case: Case, algorithm: pynode.Algorithm, options: dict[str, Any]) -> bool:
+    """Whether all error estimates are far above rounding, so that it steers no step; or steps are given."""
+    if not algorithm.adaptive:
+        return True
+    return case.eps < 1e-15 and algorithm.name in LOW and options["rtol"] >= 1e-6
+
+
 def fixed(name: str, case: Case, quicker: float = 1.0) -> pynode.Algorithm:
     """With steps of an eighth of the problem's time constant, or ``quicker`` times shorter ones."""
     steps = max(4, math.ceil(8.0 * quicker * case.span * case.core.lipschitz))

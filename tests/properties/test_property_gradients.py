@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from bounds import rounding, size_of
-from drawn import ADAPTIVE, EXPLICIT, FIXED_EXPLICIT, SPLIT, Case, adaptive, cases, fixed, pairs
+from drawn import ADAPTIVE, EXPLICIT, FIXED_EXPLICIT, SPLIT, Case, adaptive, cases, clear, fixed, pairs
 from forms import flat, leaves
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -124,10 +124,14 @@ def test_exact_gradients_are_those_of_torchs_tape(data):
     tape = pull(solved(case, algorithm, pynode.DirectAdjoint(), options), cotangents)
     found = pull(solved(case, algorithm, EXACT[name], options), cotangents)
     steps = tape.sol.stats.forward.accepted
-    limit = rounding(case, steps, scale_of(case, tape, cotangents))
+    limit = rounding(case, steps, scale_of(case, tape, cotangents), algorithm)
     if name == "reversible":  # rounding of the way back, along which neighbours separate at most by exp(lipschitz span)
         limit *= 2.0 * math.exp(case.core.lipschitz * case.span)
-    assert found.sol.stats.forward.accepted == steps
+    if found.sol.stats.forward.accepted != steps:
+        # The tape rounds otherwise than what writes into its own room; where that is the error of a short step, the
+        # steps after it may differ.
+        assert not clear(case, algorithm, options)
+        limit = continuous_limit(case, [tape, found], cotangents, options["rtol"] + options["atol"])
     assert distance(found, tape) <= limit
 
 
@@ -185,7 +189,7 @@ def test_gradients_are_linear_in_the_cotangent(data):
     a, b = data.draw(st.tuples(*[st.sampled_from([1.0, -1.0, 0.5, 3.0])] * 2))
     both = [a * x + b * y for x, y in zip(one, two, strict=True)]
     first, second, third = (pull(solution, x) for x in (one, two, both))
-    limit = rounding(case, first.sol.stats.forward.accepted, scale_of(case, first, [*one, *two]))
+    limit = rounding(case, first.sol.stats.forward.accepted, scale_of(case, first, [*one, *two]), algorithm)
     limit *= 2.0 * (abs(a) + abs(b) + 1.0)
     if name == "reversible":
         limit *= 2.0 * math.exp(case.core.lipschitz * case.span)
@@ -258,10 +262,15 @@ def test_trees_have_the_gradients_of_their_flat_state(data):
     case.y0 = case.x0
     plain = pull(solved(case, algorithm, sensealg, options), [flat(cotangents, case.x0.dtype, lead=1)])
     case.y0 = shape
-    assert tree.sol.stats.forward.accepted == plain.sol.stats.forward.accepted
+    together = tree.sol.stats.forward.accepted == plain.sol.stats.forward.accepted
+    assert together or not clear(case, algorithm, options)
     steps = plain.sol.stats.forward.accepted + plain.sol.stats.backward.accepted
-    limit = rounding(case, steps, scale_of(case, plain, cotangents))
-    if tree.sol.stats.backward != plain.sol.stats.backward or not isinstance(sensealg, pynode.CheckpointedAdjoint):
+    limit = rounding(case, steps, scale_of(case, plain, cotangents), algorithm)
+    if (
+        not together
+        or tree.sol.stats.backward != plain.sol.stats.backward
+        or not isinstance(sensealg, pynode.CheckpointedAdjoint)
+    ):
         limit = continuous_limit(case, [tree, plain], cotangents, options["rtol"] + options["atol"])
         limit *= math.exp(case.core.lipschitz * case.span)
     assert distance(tree, plain) <= limit
@@ -292,4 +301,4 @@ def test_second_derivatives_are_symmetric(data):
     one, two = (sum(_inner(a, b) for a, b in zip(x, product(y), strict=True)) for x, y in ((u, v), (v, u)))
     size = (1.0 + size_of(case)) ** 3 * (1.0 + case.core.lipschitz) ** 2 * (1.0 + case.span) ** 2 * case.growth**3
     weight = sum(x.abs().sum().item() for x in u) * sum(x.abs().sum().item() for x in v)
-    assert abs(one - two) <= rounding(case, sol.stats.forward.accepted, 6.0 * size * weight)
+    assert abs(one - two) <= rounding(case, sol.stats.forward.accepted, 6.0 * size * weight, algorithm)

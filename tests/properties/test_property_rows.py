@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from drawn import CONTROLLERS, EXPLICIT, seeds
+from drawn import CONTROLLERS, EXPLICIT, LOW, seeds
 from forms import leaves
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +16,6 @@ from torch import Tensor
 import pynode
 
 F64 = torch.float64
-LOW = ("BS3", "DP5", "Tsit5", "AdaptiveHeun", "Fehlberg2")
 LEAST = {"BS3": 1e-7, "AdaptiveHeun": 1e-4, "Fehlberg2": 1e-5}
 
 

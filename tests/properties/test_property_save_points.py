@@ -58,11 +58,11 @@ def test_what_is_saved_changes_nothing(data):
     assert torch.equal(case.vector(many.ys)[-1], last)
     size = size_of(case)
     among = (case.vector(some.ys) - case.vector(many.ys)[torch.tensor(keep)]).abs().max().item()
-    assert among <= rounding(case, 1, size)
+    assert among <= rounding(case, 1, size, algorithm)
     if kind == "fn":
         for saved, states in zip(other.ys, leaves(many.ys), strict=True):
             sums = torch.stack([x.abs().sum() for x in states])
-            assert (saved - sums).abs().max().item() <= case.channels * rounding(case, 1, size)
+            assert (saved - sums).abs().max().item() <= case.channels * rounding(case, 1, size, algorithm)
     else:
         found = case.vector(other.ys)
         expected = {
@@ -80,7 +80,7 @@ def test_what_is_saved_changes_nothing(data):
         if kind == "steps":
             assert len(found) == plain.stats.forward.accepted + 1
     dense = case.vector(plain(own))
-    assert (dense - case.vector(many.ys)).abs().max().item() <= rounding(case, 1, size)
+    assert (dense - case.vector(many.ys)).abs().max().item() <= rounding(case, 1, size, algorithm)
 
 
 @share(1.0)
@@ -98,14 +98,14 @@ def test_dense_output_is_the_solution_in_between(data):
     tau = torch.tensor(sorted(case.span * k / 1024 for k in parts), dtype=F64)
     size = size_of(case)
     steps = sol.stats.forward.accepted
-    bound = tolerance_bound(case, steps, options["rtol"], options["atol"], size)
+    bound = tolerance_bound(case, steps, options["rtol"], options["atol"], size, algorithm)
     if algorithm.name == "Fehlberg2":
         bound *= max(1.0, 512 / 12 * z)
     low = algorithm.name in ("AdaptiveHeun", "Fehlberg2", "Rosenbrock23", "ImplicitEuler", "Trapezoid", "TRBDF2")
     between = (z**3 / 12 if low else z**4 / 384) * (size + case.core.drive / case.core.lipschitz)
     between *= math.sqrt(case.channels)
     found = error(case, case.vector(sol(tau / case.field.pace + case.field.start)), tau)
-    assert found <= (2.0 + z) * bound + between + rounding(case, steps, size)
+    assert found <= (2.0 + z) * bound + between + rounding(case, steps, size, algorithm)
 
 
 @share(0.5)

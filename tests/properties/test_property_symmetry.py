@@ -76,10 +76,10 @@ def test_a_shift_of_time_changes_rounding_only(data):
     other = pynode.solve(case.field, case.y0, moved, algorithm=algorithm, **options)
     size, steps = size_of(case), max(sol.stats.forward.accepted, other.stats.forward.accepted)
     ulp = 2.0**-52 * max(abs(x * case.field.pace) for x in moved)
-    limit = rounding(case, steps, size) + steps * ulp * case.core.lipschitz * size * case.growth
+    limit = rounding(case, steps, size, algorithm) + steps * ulp * case.core.lipschitz * size * case.growth
     # Not evaluations: times too close to each other for the state's precision are looked at by some more.
     if counts(other)[1:] != counts(sol)[1:] or (algorithm.adaptive and algorithm.name not in EXPLICIT):
-        limit = 2.0 * tolerance_bound(case, steps, options["rtol"], options["atol"], size)
+        limit = 2.0 * tolerance_bound(case, steps, options["rtol"], options["atol"], size, algorithm)
     assert (case.vector(other.ys) - case.vector(sol.ys)).abs().max().item() <= limit
 
 
@@ -144,9 +144,9 @@ def test_solutions_of_linear_fields_can_be_added(data):
     one, two, both = (case.vector(sol.ys) for sol in sols)
     steps = max(sol.stats.forward.accepted for sol in sols)
     size = case.growth * max(torch.cat([x.reshape(-1) for x in start]).norm().item() for start in starts)
-    limit = rounding(case, steps, size)
+    limit = rounding(case, steps, size, algorithm)
     if algorithm.adaptive:
-        limit = tolerance_bound(case, steps, options["rtol"], options["atol"], size)
+        limit = tolerance_bound(case, steps, options["rtol"], options["atol"], size, algorithm)
         limit *= max(1.0, 512 / 12 * case.core.lipschitz * case.span) if algorithm.name == "Fehlberg2" else 1.0
     assert (a * one + b * two - both).norm(dim=1).max().item() <= (abs(a) + abs(b) + 1.0) * limit
 
@@ -168,9 +168,9 @@ def test_names_of_components_do_not_matter(data):
     other = pynode.solve(renamed, case.y0[order], case.t, algorithm=algorithm, **options)
     size, steps = size_of(case), max(sol.stats.forward.accepted, other.stats.forward.accepted)
     if not algorithm.adaptive or (algorithm.name in EXPLICIT and counts(other) == counts(sol)):
-        limit = rounding(case, steps, size)
+        limit = rounding(case, steps, size, algorithm)
     else:
-        limit = 2.0 * tolerance_bound(case, steps, options["rtol"], options["atol"], size)
+        limit = 2.0 * tolerance_bound(case, steps, options["rtol"], options["atol"], size, algorithm)
     assert (case.vector(other.ys)[:, back] - case.vector(sol.ys)).abs().max().item() <= limit
 
 
@@ -186,7 +186,7 @@ def test_there_and_back(data):
     back = pynode.solve(case.field, end, case.t[::-1], algorithm=algorithm, **options)
     size = size_of(case)
     steps = there.stats.forward.accepted + back.stats.forward.accepted
-    limit = tolerance_bound(case, steps, options["rtol"], options["atol"], size)
+    limit = tolerance_bound(case, steps, options["rtol"], options["atol"], size, algorithm)
     limit *= math.exp(case.core.lipschitz * case.span)
     assert (case.vector(back.ys)[-1] - case.vector(there.ys)[0]).norm().item() <= limit
 

@@ -41,7 +41,7 @@ def test_adaptive_steps_meet_their_tolerance(data):
     assert sol.retcode is pynode.ReturnCode.Success
     assert sol.ts.tolist() == case.t
     size, steps = size_of(case), sol.stats.forward.accepted
-    bound = tolerance_bound(case, steps, options["rtol"], options["atol"], size)
+    bound = tolerance_bound(case, steps, options["rtol"], options["atol"], size, algorithm)
     if algorithm.name == "Fehlberg2":
         bound *= max(1.0, FEHLBERG * case.core.lipschitz * case.span)
     found = error(case, case.vector(sol.ys), torch.tensor(case.tau, dtype=F64))
