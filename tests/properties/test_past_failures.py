@@ -75,3 +75,16 @@ def test_second_derivatives_of_such_states(form):
     e = 1e-4
     difference = (slope(0.3 + e)[0] - slope(0.3 - e)[0]) / (2 * e)
     torch.testing.assert_close(second, difference, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["RKC", "ROCK2", "ROCK4"])
+def test_the_opposite_state_of_an_odd_field_takes_the_same_steps(name):
+    """Where the power iteration for the spectral radius started depended on the sign of the state."""
+    a = torch.tensor([[-3.0, 1.0], [0.5, -8.0]], dtype=F64)
+    y0 = torch.tensor([0.9, 0.4], dtype=F64)
+    one, other = (
+        pynode.solve(lambda t, y: torch.tanh(a @ y), y, [0.0, 1.0], algorithm=name, rtol=1e-3, atol=1e-3)
+        for y in (y0, -y0)
+    )
+    assert one.stats.forward == other.stats.forward
+    assert torch.equal(one.ys, -other.ys)
