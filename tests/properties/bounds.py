@@ -94,3 +94,15 @@ def tolerance_bound(
 def error(case: Case, ys: Tensor, tau: Tensor) -> float:
     """Largest Euclidean distance of the saved vectors (T, n) to the solution."""
     return (ys - reference(case, tau)).norm(dim=1).max().item()
+
+
+#: Whose dense output is quadratic, or no better than the line through slopes.
+QUADRATIC = ("AdaptiveHeun", "Fehlberg2", "Rosenbrock23", "ImplicitEuler", "Trapezoid", "TRBDF2")
+
+
+def between(case: Case, algorithm: pynode.Algorithm, z: float, size: float) -> float:
+    """What the interpolant of steps of ``z = h lipschitz`` adds: that of every method is at least as good as the cubic
+    through states and slopes of a step, or of the method's own order, with an error of at most z^4 / 384 of the
+    solution's size; quadratic ones z^3 / 12. States and slopes are off by what the solution is, and z times that."""
+    own = z**3 / 12 if algorithm.name in QUADRATIC else z**4 / 384
+    return own * (size + case.core.drive / case.core.lipschitz) * math.sqrt(case.channels)
