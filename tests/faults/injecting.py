@@ -106,7 +106,8 @@ def _judge(f: Faulty, error: BaseException, kind: str, where: str) -> str:
         type(error) is pynode.FieldError
         and "during the solve" not in str(error)
         and "compiled" not in where
-        and not _batched(error)
+        and not _has_frame(error, "capturing.py")
+        and not _has_frame(error, "_evaluated_together")
     ):
         assert error.t is not None, f"{where}: {error}"
         assert "This was at t" in str(error), f"{where}: {error}"
@@ -115,8 +116,10 @@ def _judge(f: Faulty, error: BaseException, kind: str, where: str) -> str:
     return type(error).__name__
 
 
-def _batched(error: BaseException) -> bool:
-    return any(frame.name == "_evaluated_together" for frame in traceback.extract_tb(error.__traceback__))
+def _has_frame(error: BaseException, name: str) -> bool:
+    """Whether a function or a file of that name stands in the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(name in (frame.name, frame.filename.rpartition("/")[2]) for frame in frames)
 
 
 def _compare(found: list[Tensor], tensors: list[Tensor], expected: Clean, where: str) -> None:
