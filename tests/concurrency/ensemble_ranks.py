@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 
 import pynode
 
@@ -141,4 +142,4 @@ def main(folder: Path, quick: bool) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]), "quick" in sys.argv[2:])
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leave(())
