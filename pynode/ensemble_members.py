@@ -145,6 +145,7 @@ def _as_tensors(own: tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
 
 
 def stacked(trees: list[Any], what: str) -> Any:
+    """One tree whose leaves have a leading dimension of members. Raises InputError where they are unlike."""
     columns = [[x for _, x in leaves_of(tree)] for tree in trees]
     for index, column in enumerate(columns):
         if not all(isinstance(x, Tensor) for x in column) or [x.shape for x in column] != [x.shape for x in columns[0]]:

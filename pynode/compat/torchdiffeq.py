@@ -32,8 +32,7 @@ Arguments, defaults, return values, options and callbacks are torchdiffeq's. Wha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -48,11 +47,11 @@ from pynode.compat.torchdiffeq_norms import adjoint_norm, largest_rms, state_nor
 from pynode.compat.torchdiffeq_options import (
     Settings,
     adjoint_tolerance,
-    in_torchdiffeq_terms,
+    assertions,
     settings,
     tolerance,
 )
-from pynode.errors import InputError, SolveError, UnsupportedError, explain
+from pynode.errors import InputError, UnsupportedError, explain
 from pynode.events import Watch
 from pynode.layout import Layout
 from pynode.problem import check_times
@@ -218,7 +217,7 @@ def odeint_adjoint(
     backward = settings(adjoint_method or method, backward_options, func, y0, t, backward=True)
     if len(t) == 1 and event_fn is None:
         return initial(y0)
-    with _assertions():
+    with assertions():
         layout = Layout(y0)
     sensealg = BacksolveAdjoint(
         algorithm=backward.algorithm,
@@ -278,7 +277,7 @@ def odeint_dense(
     solution = _solved(func, y0, t, rtol, atol, chosen, DirectAdjoint(), dense=True)
 
     def at(t_eval: Tensor | float) -> Any:
-        with _assertions():
+        with assertions():
             return solution(t_eval)
 
     return at
@@ -331,7 +330,7 @@ def _by_scipy(
 ) -> Any:
     if len(t) == 1:
         return initial(y0)
-    with _assertions():
+    with assertions():
         Layout(y0)  # says what is wrong with y0
         check_times("t", t)
     return scipy.integrate(Field(func), y0, t, rtol, atol, options, func, odeint)
@@ -383,7 +382,7 @@ def _solved(
     dense: bool = False,
     watch: Watch | None = None,
 ) -> Solution:
-    with _assertions():
+    with assertions():
         layout = Layout(y0)
         return solve(
             Field(func),
@@ -408,12 +407,3 @@ def _solved(
             observer=callbacks(func, chosen, t, layout.unpack),
             events=watch,
         )
-
-
-@contextmanager
-def _assertions() -> Iterator[None]:
-    """Turn pynode's errors into those that are AssertionErrors too."""
-    try:
-        yield
-    except (InputError, SolveError) as error:
-        raise in_torchdiffeq_terms(error) from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,6 +100,15 @@ def in_torchdiffeq_terms(error: InputError | SolveError) -> Exception:
     if isinstance(error, SolveError):
         return AssertedSolveError(message, error.retcode, error.t, error.solution)
     return AssertedInputError(message)
+
+
+@contextmanager
+def assertions() -> Iterator[None]:
+    """Turn pynode's errors into those that are AssertionErrors too."""
+    try:
+        yield
+    except (InputError, SolveError) as error:
+        raise in_torchdiffeq_terms(error) from None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def translated(template: str) -> str:
 
 
 def type_of(dtype: torch.dtype) -> str:
+    """The C++ type of an element; ``T`` is the template's floating point type."""
     return "T" if dtype.is_floating_point else "bool" if dtype == torch.bool else "int64_t"
 
 

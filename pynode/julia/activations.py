@@ -26,6 +26,7 @@ def _listed(table: dict[str, tuple[float, ...]], dtype: torch.dtype) -> str:
 
 
 def bare_literal(value: float, dtype: torch.dtype) -> str:
+    """A number as Julia source, without the parentheses around a negative one."""
     text = literal(value, dtype)
     return text[1:-1] if text.startswith("(") else text
 

@@ -39,6 +39,7 @@ def _combination(y: Tensor, h: Tensor, weights: Sequence[float], stages: Sequenc
 
 
 def stage(f: Any, layout: Layout, args: tuple[Any, ...], t: Tensor, y: Tensor) -> Tensor:
+    """The derivative, flat, as it is traced."""
     return layout.pack_derivative(f(t, layout.unpack(y), *args))
 
 
@@ -177,6 +178,7 @@ def compiled(make: Callable[[Any, Layout], Callable[..., Any]], method: Any, fie
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a compiled function; UnsupportedError where torch cannot compile it."""
     try:
         return function(*arguments)
     except torch._dynamo.exc.TorchDynamoException as error:
@@ -255,6 +257,7 @@ class CompiledNodes:
 
 
 def scalar(x: float) -> Tensor:
+    """A number that a graph takes as an input, not as a constant to be compiled for."""
     return torch.scalar_tensor(x, dtype=torch.float64)
 
 

@@ -123,6 +123,8 @@ class CompiledReversible(Reversible):
 
 
 class CompiledReversibleHeun(CompiledReversible, ReversibleHeun):
+    """Reversible Heun's steps, one compiled graph each."""
+
     method = ReversibleHeun
 
     def begin(self, t: Any, y: Tensor, derivative: Tensor | None = None, jump: float = 0.0) -> None:
@@ -132,6 +134,8 @@ class CompiledReversibleHeun(CompiledReversible, ReversibleHeun):
 
 
 class CompiledAsynchronousLeapfrog(CompiledReversible, AsynchronousLeapfrog):
+    """The asynchronous leapfrog's steps, one compiled graph each."""
+
     method = AsynchronousLeapfrog
 
 

@@ -84,6 +84,7 @@ class _Coefficients:
 
 @lru_cache(maxsize=256)
 def coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> _Coefficients:
+    """A tableau as tensors, made once for each dtype and device."""
     # Made under no inference mode, so that a tape may use them later.
     with torch.inference_mode(False):
         return _Coefficients(tableau, dtype, device)
